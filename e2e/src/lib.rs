@@ -1,4 +1,7 @@
 //! A real Kubernetes cluster on this machine, for demo, tests and benchmarks.
+
+pub mod cache;
+
 #[cfg(test)]
 mod tests {
     /// The multi-call binary pins one Kubernetes release for all of its modules.
