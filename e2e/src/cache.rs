@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
-use sha2::{Digest, Sha256};
 
 /// The variable that names another cache directory.
 pub const DIRECTORY_VARIABLE: &str = "NOMNOM_E2E_CACHE";
@@ -33,15 +32,12 @@ pub fn directory() -> Result<PathBuf> {
 
 /// A key of 16 hex digits for what is made from `parts`; their borders count.
 pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
+    let mut framed = Vec::new();
     for part in parts {
-        hash.update(part.len().to_le_bytes());
-        hash.update(part);
+        framed.extend(part.len().to_le_bytes());
+        framed.extend(part);
     }
-    hash.finalize()[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    nomnom_crds::runtime::content_hash(&framed)
 }
 
 /// The directory `<name>-<key>` of the cache, filled by `make` the first time.

@@ -1,6 +1,11 @@
 //! A real Kubernetes cluster on this machine, for demo, tests and benchmarks.
 
 pub mod cache;
+pub mod debian;
+pub mod postgres;
+pub mod process;
+
+pub use postgres::Postgres;
 
 #[cfg(test)]
 mod tests {
