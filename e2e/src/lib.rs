@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod debian;
+pub mod ledger;
 pub mod postgres;
 pub mod process;
 
