@@ -5,7 +5,7 @@ use std::{sync::Arc, thread::available_parallelism};
 
 use anyhow::{Context, Result, anyhow};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::{runtime, task::JoinSet};
+use tokio::{runtime, task::{JoinError, JoinSet}};
 
 use crate::{
     config::{Loaded, ServeOptions},
@@ -14,7 +14,7 @@ use crate::{
     receipt::Receipts,
     record::Decoder,
     shutdown::Shutdown,
-    store::{Store, StoreOptions, StoreTasks},
+    store::{Store, StoreOptions},
 };
 
 /// More threads than this do not make one pod faster, and each costs memory: to scale is the autoscaler's job.
@@ -60,10 +60,15 @@ async fn run(options: &ServeOptions, loaded: Loaded) -> Result<()> {
     let mut servers = start_servers(options, &metrics, endpoint, admin).await?;
     tokio::select! {
         requested = Shutdown::requested() => requested?,
-        ended = store_tasks.join_next() => return Err(early_end("a task of the store", ended)),
-        ended = servers.join_next() => return Err(early_end("a server", ended)),
+        ended = &mut store_tasks => return ended.context("the store ended early"),
+        ended = servers.join_next() => return Err(early_end(ended)),
     }
-    finish(options, &shutdown, servers, store, store_tasks).await
+    tokio::select! {
+        finished = finish(options, &shutdown, servers, store) => finished?,
+        ended = &mut store_tasks => ended.context("the store ended before the last request")?,
+    }
+    tracing::info!("ended: every request was answered");
+    Ok(())
 }
 
 /// Opens both ports, the admin port last: it says that all is ready.
@@ -110,7 +115,6 @@ async fn finish(
     shutdown: &Shutdown,
     mut servers: JoinSet<()>,
     store: Store,
-    _store_tasks: StoreTasks,
 ) -> Result<()> {
     tracing::info!(delay_seconds = options.drain_delay.as_secs_f64(), "drains");
     shutdown.drain(options.drain_delay).await;
@@ -118,13 +122,12 @@ async fn finish(
         ended.context("a server failed while it drained")?;
     }
     store.close().await;
-    tracing::info!("ended: every request was answered");
     Ok(())
 }
 
-fn early_end(who: &str, ended: Option<Result<(), tokio::task::JoinError>>) -> anyhow::Error {
+fn early_end(ended: Option<Result<(), JoinError>>) -> anyhow::Error {
     match ended {
-        Some(Err(error)) => anyhow!(error).context(format!("{who} failed")),
-        _ => anyhow!("{who} ended early"),
+        Some(Err(error)) => anyhow!(error).context("a server failed"),
+        _ => anyhow!("a server ended early"),
     }
 }

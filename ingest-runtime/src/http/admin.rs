@@ -15,7 +15,6 @@ use super::{
 use crate::{config::Loaded, metrics, shutdown::Shutdown, store::Store};
 
 /// What answers the admin port.
-#[derive(Debug)]
 pub struct Admin {
     /// What the pod was started with.
     pub loaded: Loaded,

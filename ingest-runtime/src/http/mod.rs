@@ -37,7 +37,6 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 type Answer = Response<Full<Bytes>>;
 
 /// What answers the public port.
-#[derive(Debug)]
 pub struct Endpoint {
     config: Arc<RuntimeConfig>,
     decoder: Decoder,
@@ -49,7 +48,6 @@ pub struct Endpoint {
 }
 
 /// What an [`Endpoint`] is made of.
-#[derive(Debug)]
 pub struct EndpointParts {
     /// The pipeline.
     pub config: Arc<RuntimeConfig>,
