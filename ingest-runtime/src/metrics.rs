@@ -4,15 +4,14 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use prometheus_client::{
-    encoding::prometheus_text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeMetric, MetricEncoder, prometheus_text},
+    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 use crate::http::ProblemKind;
 
-/// The media type of [`encode`]'s text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
 
 /// From a commit on a fast disk to the greatest deadline that is usual.
 const LATENCY_SECONDS: [f64; 13] = [
@@ -21,23 +20,47 @@ const LATENCY_SECONDS: [f64; 13] = [
 
 type FailureLabels = [(&'static str, &'static str); 1];
 
+/// A counter whose name is fixed and does not end in `_total`, which makes it untyped to Prometheus.
+#[derive(Clone, Debug, Default)]
+pub struct FixedName(Counter);
+
+impl FixedName {
+    fn inc(&self) {
+        self.0.inc();
+    }
+}
+
+impl EncodeMetric for FixedName {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.0.get())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for FixedName {
+    const TYPE: MetricType = MetricType::Unknown;
+}
+
 /// The metrics of the endpoint.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     messages: Counter,
-    persisted: Counter,
-    failed: Family<FailureLabels, Counter>,
+    persisted: FixedName,
+    failed: Family<FailureLabels, FixedName>,
     latency: Histogram,
     /// Connections that are open.
     pub connections: Gauge,
 }
 
 impl Metrics {
-    /// Registers the metrics. Their names are the fixed ones of the product, suffixes included.
+    /// Registers the metrics under the fixed names of the product.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
             messages: Counter::default(),
-            persisted: Counter::default(),
+            persisted: FixedName::default(),
             failed: Family::default(),
             latency: Histogram::new(LATENCY_SECONDS),
             connections: Gauge::default(),
@@ -48,10 +71,11 @@ impl Metrics {
             .chain([DISCONNECTED])
         {
             // A series that starts at 0 shows its first increase.
-            let _: Counter = metrics.failed.get_or_create_owned(&[(REASON, reason)]);
+            let _: FixedName = metrics.failed.get_or_create_owned(&[(REASON, reason)]);
         }
         registry.register(
-            "ingestion_messages_total",
+            // The library appends _total to the name of a counter.
+            "ingestion_messages",
             "Messages that were posted, whatever became of them",
             metrics.messages.clone(),
         );

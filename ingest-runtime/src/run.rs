@@ -93,7 +93,8 @@ async fn start_servers(
     tracing::info!(
         pipeline = format!("{}/{}", config.pipeline.namespace, config.pipeline.name),
         config_hash = admin.loaded.config_hash,
-        listen = %options.listen,
+        listen = %public.address()?,
+        admin_listen = %private.address()?,
         "serves"
     );
     let (endpoint, admin) = (Arc::new(endpoint), Arc::new(admin));

@@ -119,7 +119,7 @@ fn check_head(request: &Request<Incoming>) -> Result<(), Box<Problem>> {
         .sum();
     if bytes + request.uri().path().len() > MAX_HEADER_BYTES {
         let detail = format!("path and headers are longer than {MAX_HEADER_BYTES} bytes");
-        return Err(Problem::new(ProblemKind::HeadersTooLarge, detail));
+        return Err(Problem::new(ProblemKind::HeadersTooLarge, detail).closing());
     }
     Ok(())
 }

@@ -67,6 +67,11 @@ impl Server {
         })
     }
 
+    /// Where the port is.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
     /// Serves until the pod has left: returns when the last request is answered.
     pub async fn serve<H, F>(self, handler: H)
     where
