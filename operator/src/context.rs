@@ -24,7 +24,7 @@ use crate::{
 /// The first pause after a failed pass.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two failed passes.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// Shared by all passes.
 pub struct Context {

@@ -100,7 +100,7 @@ async fn reconcile(pipeline: Arc<Pipeline>, context: Arc<Context>) -> Result<Act
     }
     let started_at = Instant::now();
     let mut findings = Findings::default();
-    if let Err(problem) = change_children(&context, &pipeline, &mut findings).await {
+    if let Err(problem) = Box::pin(change_children(&context, &pipeline, &mut findings)).await {
         findings.obstacle = Some(problem);
     }
     let is_written = timeout(STEP_TIMEOUT, write_status(&context, &pipeline, &findings)).await??;
@@ -121,7 +121,7 @@ async fn change_children(
     let acceptance = in_time("accepting the spec", accept(context, pipeline, observed)).await?;
     let acceptance = findings.acceptance.insert(acceptance);
     let outcome = match &acceptance.in_use {
-        Some(in_use) => in_time("applying", async { Ok(apply(context, observed, in_use).await) }).await?,
+        Some(in_use) => in_time("applying", apply(context, observed, in_use)).await?,
         None => Outcome::default(),
     };
     findings.outcome = Some(outcome);

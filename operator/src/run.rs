@@ -85,7 +85,8 @@ fn start(
     (leadership, metrics, readiness): (Leadership, Metrics, Readiness),
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) {
-    let ((changed, changes), (deleted, deletions)) = (unbounded(), unbounded());
+    let (changed, requests) = unbounded();
+    let (deleted, deletions) = unbounded();
     let listeners = Listeners {
         changed: changed.clone(),
         deleted,
@@ -94,7 +95,7 @@ fn start(
     let context = Arc::new(Context::new(config, client, stores.clone(), leadership, metrics));
     tasks.spawn(pod_state::run(context.clone(), changed));
     tasks.spawn(reconcile::cleanup::run(context.clone(), deletions));
-    tasks.spawn(controller::run(context, changes));
+    tasks.spawn(controller::run(context, requests));
     tasks.spawn(async move {
         stores.wait_until_ready().await;
         readiness.set(true);

@@ -64,6 +64,7 @@ pub struct RequestError {
 
 impl RequestError {
     /// A failed request about the object `name` of kind `K`.
+    #[must_use]
     pub fn new<K: Resource<DynamicType = ()>>(
         verb: &'static str,
         namespace: &str,

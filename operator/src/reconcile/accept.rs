@@ -48,7 +48,8 @@ pub async fn accept(
     let refusal = match validate(&pipeline.spec) {
         Ok(spec) => {
             let in_use = InUse {
-                revision: revision::name(&observed.identity.name, &spec).map_err(unwritable)?,
+                revision: revision::name(&observed.identity.name, &spec)
+                    .map_err(|error| unwritable(&error))?,
                 generation: observed.generation,
                 spec,
             };
@@ -89,7 +90,7 @@ async fn check(context: &Context, observed: &Observed, in_use: &InUse) -> Result
         runtime_image: &context.runtime_image,
         receipt_key_fingerprint: "",
     })
-    .map_err(unwritable)?;
+    .map_err(|error| unwritable(&error))?;
     let (applier, owner) = (&context.applier, &observed.owner);
     let deployment = observed
         .deployment
@@ -130,7 +131,8 @@ async fn last_accepted(context: &Context, observed: &Observed) -> Result<Option<
 }
 
 /// A spec has a JSON form; that it had none would be a defect here.
-pub fn unwritable(error: serde_json::Error) -> Problem {
+#[must_use]
+pub fn unwritable(error: &serde_json::Error) -> Problem {
     Problem {
         reason: Reason::InvalidSpec,
         message: format!("spec: cannot be written as JSON: {error}"),

@@ -51,7 +51,7 @@ pub struct Outcome {
 }
 
 /// Makes the children what the spec in use asks for.
-pub async fn apply(context: &Context, observed: &Observed, in_use: &InUse) -> Outcome {
+pub async fn apply(context: &Context, observed: &Observed, in_use: &InUse) -> Result<Outcome, Problem> {
     let mut pass = Pass {
         context,
         observed,
@@ -69,11 +69,9 @@ pub async fn apply(context: &Context, observed: &Observed, in_use: &InUse) -> Ou
         runtime_image: &context.runtime_image,
         receipt_key_fingerprint: fingerprint.as_deref().unwrap_or_default(),
     };
-    match desired::build(&input) {
-        Ok(desired) => pass.apply_all(&desired, fingerprint.is_some()).await,
-        Err(error) => pass.outcome.problems.push(unwritable(error)),
-    }
-    pass.outcome
+    let desired = desired::build(&input).map_err(|error| unwritable(&error))?;
+    Box::pin(pass.apply_all(&desired, fingerprint.is_some())).await;
+    Ok(pass.outcome)
 }
 
 struct Pass<'a> {

@@ -25,7 +25,7 @@ use crate::{
 /// The first pause while the garbage collector is at work.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// At most so many pipelines are cleaned up at once.
 const CONCURRENCY: usize = 64;
 
