@@ -1,11 +1,19 @@
 //! A real Kubernetes cluster on this machine, for demo, tests and benchmarks.
 
+pub mod build;
 pub mod cache;
+mod certificates;
+pub mod cluster;
+pub mod control_plane;
 pub mod debian;
 pub mod ledger;
+pub mod image;
+mod kubernetes;
 pub mod postgres;
 pub mod process;
 
+pub use cluster::Cluster;
+pub use control_plane::ControlPlane;
 pub use postgres::Postgres;
 
 #[cfg(test)]

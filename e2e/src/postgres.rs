@@ -152,19 +152,7 @@ impl Postgres {
 
     /// Makes every new transaction read-only, as on the standby that a fail-over leaves behind, or undoes it.
     pub async fn set_read_only(&self, read_only: bool) -> Result<()> {
-        let mut connection = self.connect("postgres").await?;
-        let value = if read_only { "on" } else { "off" };
-        for statement in [
-            // ALTER SYSTEM is refused in a read-only transaction.
-            "SET default_transaction_read_only = off".to_owned(),
-            format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
-            "SELECT pg_reload_conf()".to_owned(),
-        ] {
-            sqlx::raw_sql(AssertSqlSafe(statement))
-                .execute(&mut connection)
-                .await?;
-        }
-        Ok(())
+        set_read_only(&mut self.connect("postgres").await?, read_only).await
     }
 
     /// Ends the server as an administrator would: open transactions are rolled back, clients disconnected.
@@ -253,6 +241,30 @@ impl Drop for Postgres {
     }
 }
 
+/// Makes every new transaction of a server read-only, or undoes it, by a connection of its superuser.
+pub(crate) async fn set_read_only(connection: &mut PgConnection, read_only: bool) -> Result<()> {
+    let value = if read_only { "on" } else { "off" };
+    for statement in [
+        // ALTER SYSTEM is refused in a read-only transaction.
+        "SET default_transaction_read_only = off".to_owned(),
+        format!("ALTER SYSTEM SET default_transaction_read_only = {value}"),
+        "SELECT pg_reload_conf()".to_owned(),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The server's program, installed where it is missing.
+pub fn server_program() -> Result<PathBuf> {
+    if program("postgres").is_err() {
+        debian::ensure(&[SERVER])?;
+    }
+    program("postgres")
+}
+
 /// Program and arguments of a server on prepared data, for [`process::bound_command`] or a supervisor.
 pub fn server_command(
     data: &Path,
@@ -276,9 +288,7 @@ pub fn server_command(
 /// Makes `data` the directory of a new server that accepts passwords from everywhere.
 pub fn prepare_data(data: &Path) -> Result<()> {
     debian::ensure(&[SETPRIV])?;
-    if program("postgres").is_err() {
-        debian::ensure(&[SERVER])?;
-    }
+    server_program()?;
     let initdb = program("initdb")?;
     let key = cache::key([initdb.to_string_lossy().as_bytes(), b"v1"]);
     let template = cache::entry("postgres-data", &key, |directory| initialize(&initdb, directory))?;

@@ -1,0 +1,169 @@
+//! `cluster up`: builds what is missing, starts what does not run, and waits until the node is ready.
+//!
+//! Every step looks at what is there first. So the same code makes a cluster, heals one, and goes on
+//! where an earlier `up` was killed.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
+
+use super::{
+    Cluster, cgroups,
+    component::{self, State},
+    components::{COMPONENTS, PACKAGES, PAUSE_IMAGE},
+    down,
+    holder::{Holder, Lock},
+    kubectl,
+    layout::{DNS_ADDRESS, DOMAIN, Layout, NODE},
+    load_image, run_kubectl,
+    sandbox::Sandbox,
+};
+use crate::{
+    build::{ALTERNATIVE, COREDNS, KUBERNETES, PAUSE, in_words},
+    debian, image,
+};
+
+/// The kubelet reports within seconds.
+const NODE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest path of a socket, less what components put below the cluster's directory.
+const LONGEST_DIRECTORY: usize = 200;
+
+/// Brings the cluster up, or heals it.
+pub fn up() -> Result<()> {
+    check_machine()?;
+    debian::ensure(&PACKAGES)?;
+    for module in [KUBERNETES, COREDNS, PAUSE] {
+        module.build()?;
+    }
+    let lock = Lock::acquire()?;
+    let layout = Layout::new()?;
+    let checkout = Holder::this_checkout();
+    if let Some(holder) = Holder::read()?.filter(|holder| holder.checkout != checkout) {
+        bail!(
+            "the cluster of this machine is held by {}: take it down there (`make cluster-down`), or here with `cluster down --force`",
+            holder.checkout.display()
+        );
+    }
+    let start = Instant::now();
+    lock.hold(&Holder {
+        checkout,
+        directory: layout.directory.clone(),
+    })?;
+    let (sandbox, is_new) = enter_or_create(&layout)?;
+    let cluster = Cluster {
+        layout: layout.clone(),
+        sandbox: sandbox.clone(),
+    };
+    let started = cluster.run_blocking(move || start_components(&layout, &sandbox))?;
+    match (is_new, started.as_slice()) {
+        (false, []) => println!("the cluster is up already"),
+        (false, started) => println!("healed {} in {}", started.join(", "), in_words(start.elapsed())),
+        (true, _) => println!("the cluster is up after {}", in_words(start.elapsed())),
+    }
+    Ok(())
+}
+
+/// Says what is missing before anything is begun.
+fn check_machine() -> Result<()> {
+    ensure!(
+        cfg!(target_os = "linux"),
+        "the cluster needs Linux: use a Linux machine, {ALTERNATIVE}"
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "the cluster needs root (network namespace, cgroups, containers): run this as root, {ALTERNATIVE}"
+    );
+    Ok(())
+}
+
+/// The sandbox that runs, or a new one; what is left of an earlier one is removed first, but its data.
+fn enter_or_create(layout: &Layout) -> Result<(Sandbox, bool)> {
+    let length = layout.directory.as_os_str().len();
+    ensure!(
+        length <= LONGEST_DIRECTORY,
+        "the cache directory's path is too long ({length}): name a shorter one in {}",
+        crate::cache::DIRECTORY_VARIABLE
+    );
+    layout.create()?;
+    if let Some(sandbox) = Sandbox::find(layout) {
+        return Ok((sandbox, false));
+    }
+    down::sweep(layout, NODE_TIMEOUT)?;
+    down::remember_kernel_settings(layout)?;
+    cgroups::create()?;
+    Ok((Sandbox::create(layout)?, true))
+}
+
+/// Runs in the cluster's network.
+fn start_components(layout: &Layout, sandbox: &Sandbox) -> Result<Vec<&'static str>> {
+    let resolver = format!("nameserver {DNS_ADDRESS}\nsearch svc.{DOMAIN} {DOMAIN}\n");
+    let path = layout.configure("resolv.conf", &resolver)?;
+    // Read by programs that run as anybody.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
+    let all_ready = || {
+        COMPONENTS
+            .iter()
+            .all(|component| component.state(layout, sandbox) == State::Ready)
+    };
+    if layout.path("complete").exists() && all_ready() {
+        return Ok(Vec::new());
+    }
+    let started = component::start_all(&COMPONENTS, layout, sandbox)?;
+    load_pause_image(layout, sandbox)?;
+    apply_objects(layout, sandbox)?;
+    wait_for_node(layout, sandbox)?;
+    fs::write(layout.path("complete"), "")?;
+    Ok(started)
+}
+
+fn load_pause_image(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
+    let archive = layout.path("images/pause.tar");
+    image::Image {
+        name: PAUSE_IMAGE.to_owned(),
+        binary: PAUSE.program("pause")?,
+        certificates: None,
+    }
+    .write(&archive)?;
+    load_image(layout, sandbox, &archive).context("failed to load the pause image")?;
+    Ok(())
+}
+
+fn apply_objects(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
+    let items: Vec<_> = COMPONENTS
+        .iter()
+        .flat_map(|component| (component.objects)())
+        .collect();
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let arguments = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--field-manager=e2e",
+        "-f",
+        "-",
+    ];
+    run_kubectl(layout, sandbox, &arguments, &list.to_string())?;
+    Ok(())
+}
+
+fn wait_for_node(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
+    let start = Instant::now();
+    let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+    loop {
+        match kubectl(layout, sandbox, &["get", "node", NODE, "-o", path]) {
+            Ok(status) if status == "True" => return Ok(()),
+            result if start.elapsed() > NODE_TIMEOUT => {
+                bail!(
+                    "the node is not ready ({result:?}): `cluster logs kubelet` and `cluster kubectl describe node` say why"
+                )
+            }
+            _ => thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
