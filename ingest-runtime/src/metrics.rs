@@ -5,7 +5,9 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, prometheus_text},
-    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+    },
     registry::Registry,
 };
 

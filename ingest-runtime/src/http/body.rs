@@ -76,7 +76,7 @@ impl Memory {
 
 impl Share<'_> {
     /// Makes the share as large as `bytes`, where there is room.
-    fn grow(&mut self, bytes: usize) -> Result<(), Box<Problem>> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         if bytes <= UNCOUNTED_BYTES || bytes <= self.bytes {
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl Drop for Share<'_> {
 }
 
 /// Reads a body. One that came in one piece, as small ones do, is not copied.
-pub(super) async fn read<'a>(mut body: Incoming, rules: Rules<'a>) -> Result<Body<'a>, Box<Problem>> {
+pub(super) async fn read(mut body: Incoming, rules: Rules<'_>) -> Result<Body<'_>, Problem> {
     let mut share = rules.memory.share();
     if let Some(length) = body.size_hint().exact() {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -142,15 +142,13 @@ pub(super) async fn read<'a>(mut body: Incoming, rules: Rules<'a>) -> Result<Bod
 }
 
 /// The next piece; none at the end.
-async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes>, Box<Problem>> {
+async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes>, Problem> {
     loop {
         match timeout_at(rules.deadline, body.frame()).await {
             Ok(None) => return Ok(None),
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => return Ok(Some(data)),
-                // Trailers say nothing that is used here.
-                Err(_) => {}
-            },
+            // Trailers, the other kind of frame, say nothing that is used here.
+            Ok(Some(Ok(frame))) if frame.is_data() => return Ok(frame.into_data().ok()),
+            Ok(Some(Ok(_))) => {}
             Ok(Some(Err(_))) => {
                 let detail = "the body is not what its headers say, or ended early; nothing was stored";
                 return Err(Problem::new(ProblemKind::MalformedRequest, detail).closing());
@@ -163,7 +161,7 @@ async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes
     }
 }
 
-async fn refuse(mut body: Incoming, rules: Rules<'_>) -> Box<Problem> {
+async fn refuse(mut body: Incoming, rules: Rules<'_>) -> Problem {
     if !rules.expects_continue {
         // Whether it arrived or not, the answer is the same.
         let _ = timeout(DISCARD_TIME, discard(&mut body)).await;

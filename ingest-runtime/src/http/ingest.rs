@@ -37,18 +37,14 @@ pub(super) async fn post(endpoint: &Endpoint, request: Request<Incoming>, start:
             persisted(id)
         }
         Err(problem) => {
-            measured.failed(problem.kind);
+            measured.failed(problem.kind());
             problem.into_answer()
         }
     }
 }
 
 /// Reads, checks and commits a record.
-async fn store(
-    endpoint: &Endpoint,
-    request: Request<Incoming>,
-    start: Instant,
-) -> Result<Uuid, Box<Problem>> {
+async fn store(endpoint: &Endpoint, request: Request<Incoming>, start: Instant) -> Result<Uuid, Problem> {
     let limits = &endpoint.config.limits;
     let deadline = tokio::time::Instant::from_std(start + limits.timeout.as_std());
     let (head, incoming) = request.into_parts();
@@ -94,7 +90,7 @@ fn message(endpoint: &Endpoint, key: Option<&str>, record: &[u8], row: Row) -> M
     }
 }
 
-fn refusal(outcome: Outcome, id: Uuid) -> Box<Problem> {
+fn refusal(outcome: Outcome, id: Uuid) -> Problem {
     match outcome {
         Outcome::Rejected {
             column,
@@ -111,7 +107,7 @@ fn refusal(outcome: Outcome, id: Uuid) -> Box<Problem> {
 }
 
 /// Refuses whatever is not plain text in UTF-8.
-fn check_content(headers: &HeaderMap) -> Result<(), Box<Problem>> {
+fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     let unsupported = |detail: &'static str| {
         Problem::new(ProblemKind::UnsupportedMediaType, detail)
             .header(
@@ -204,7 +200,7 @@ mod tests {
     fn check(content_type: &'static str) -> Result<(), &'static str> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        check_content(&headers).map_err(|problem| problem.kind.name())
+        check_content(&headers).map_err(|problem| problem.kind().name())
     }
 
     #[test]

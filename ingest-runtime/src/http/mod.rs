@@ -92,7 +92,7 @@ impl Endpoint {
     }
 
     /// Every public route.
-    async fn route(&self, request: Request<Incoming>, start: Instant) -> Result<Answer, Box<Problem>> {
+    async fn route(&self, request: Request<Incoming>, start: Instant) -> Result<Answer, Problem> {
         check_head(&request)?;
         let (method, path) = (request.method(), request.uri().path());
         if path == INGEST_PATH {
@@ -112,7 +112,7 @@ impl Endpoint {
 }
 
 /// Refuses a head that is too large. hyper's own limits are wider and its refusals plain.
-fn check_head(request: &Request<Incoming>) -> Result<(), Box<Problem>> {
+fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
     let headers = request.headers().iter();
     let bytes: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len())

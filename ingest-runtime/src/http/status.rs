@@ -15,19 +15,19 @@ use super::{
 use crate::receipt::Verdict;
 
 /// How long the absence of a row says something: its owner may delete rows that are older.
-const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const RETENTION: Duration = Duration::from_hours(7 * 24);
 /// The length of a UUID with hyphens: the only form in which ids are given out.
 const ID_LENGTH: usize = 36;
 
 #[derive(Serialize)]
-struct Status {
+struct Found {
     message_id: Uuid,
     status: &'static str,
     message: &'static str,
 }
 
 /// Answers the status of a message.
-pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Box<Problem>> {
+pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Problem> {
     let unknown = || {
         let detail = "no pod of this pipeline gave out this message id";
         Problem::new(ProblemKind::UnknownMessage, detail)
@@ -58,7 +58,7 @@ pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Box<Pro
             );
         }
     };
-    let body = serde_json::to_vec(&Status {
+    let body = serde_json::to_vec(&Found {
         message_id: id,
         status,
         message,
