@@ -274,6 +274,19 @@ async fn a_request_with_two_lengths_is_the_last_of_its_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_serves_one_request_after_another() {
+    let runtime = runtime();
+    let record = "O|1";
+    let post = format!(
+        "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\n{record}"
+    );
+    let last = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let text = runtime.raw(format!("{post}{post}{last}")).await;
+    assert_eq!(text.matches("HTTP/1.1 400 ").count(), 2, "{text}");
+    assert_eq!(text.matches("HTTP/1.1 404 ").count(), 1, "{text}");
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_a_408() {
     let mut config = example();
     config.limits.timeout = nomnom_crds::Duration::from_millis(500);

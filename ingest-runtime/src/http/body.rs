@@ -178,3 +178,26 @@ async fn discard(body: &mut Incoming) {
         bytes += frame.data_ref().map_or(0, Bytes::len);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_share_a_bounded_memory_and_give_it_back() {
+        let memory = Memory::new(&LimitsConfig {
+            max_body_bytes: 1024,
+            timeout: nomnom_crds::Duration::from_millis(1),
+        });
+        let mut small = memory.share();
+        small.grow(UNCOUNTED_BYTES).unwrap();
+        let mut large = memory.share();
+        large.grow(MIN_MEMORY_BYTES / 2).unwrap();
+        large.grow(MIN_MEMORY_BYTES).unwrap();
+        let refused = memory.share().grow(UNCOUNTED_BYTES + 1).unwrap_err();
+        assert_eq!(refused.kind(), ProblemKind::Overloaded);
+        drop(large);
+        memory.share().grow(MIN_MEMORY_BYTES).unwrap();
+        assert_eq!(memory.used.load(Ordering::Relaxed), 0);
+    }
+}

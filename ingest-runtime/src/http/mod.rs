@@ -8,6 +8,7 @@ mod admin;
 mod body;
 mod idempotency;
 mod ingest;
+mod listener;
 mod problem;
 mod server;
 mod status;
@@ -103,7 +104,7 @@ impl Endpoint {
         }
         if let Some(id) = path.strip_prefix(STATUS_PATH) {
             return match *method {
-                Method::GET | Method::HEAD => status::get(self, id).await,
+                Method::GET | Method::HEAD => status::get(self, id, start).await,
                 _ => Err(Problem::method_not_allowed("GET, HEAD")),
             };
         }

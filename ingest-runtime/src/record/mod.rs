@@ -188,7 +188,10 @@ impl RecordType {
                 .matches
                 .as_ref()
                 .map(|matches| matches.as_bytes().to_vec().into_boxed_slice()),
-            overhead: columns.len() * (size_of::<i32>() + value::MAX_GROWTH),
+            overhead: columns
+                .iter()
+                .map(|column| size_of::<i32>() + value::growth(column.r#type))
+                .sum(),
             columns,
         }
     }
