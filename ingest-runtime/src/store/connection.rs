@@ -116,10 +116,11 @@ pub(super) async fn connect(
 }
 
 /// Settings by SET and not by start-up options, which connection poolers refuse. A 200 promises durability:
-/// asynchronous commit, where the server or the user has it for a default, is not for these sessions.
+/// asynchronous commit, where the server or the user has it for a default, is not for these sessions; nor is an
+/// isolation in which a transaction does not see the keys that others committed while it waited for them.
 fn session_settings(limits: Limits) -> String {
     format!(
-        "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+        "SET default_transaction_isolation = 'read committed'; SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
          SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = 15000; \
          SELECT set_config('synchronous_commit', 'on', false) \

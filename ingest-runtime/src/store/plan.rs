@@ -76,7 +76,7 @@ impl<'a> Plan<'a> {
             match table.columns.get(&column.name) {
                 Some(found) => compare_column(column, found).into_iter().for_each(&mut differ),
                 None if column.nullable && policy == SchemaPolicy::Manage => {
-                    self.add.push((&record.table, column))
+                    self.add.push((&record.table, column));
                 }
                 None => differ(missing_column(column, policy)),
             }
@@ -115,36 +115,23 @@ impl<'a> Plan<'a> {
     }
 
     /// The refusal where tables are missing and must not be created.
-    pub(super) fn missing(&self) -> Refusal {
+    pub(super) fn missing(&self, schema: &str) -> Refusal {
+        let own: Vec<_> = self.statements_for_own_tables(schema);
+        let own = if own.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", own.join("; "))
+        };
         Refusal::new(
             DatabaseReason::TableMissing,
-            format!("to do by an admin, or by the pods with schemaPolicy: Manage: {self}"),
+            format!("to do by an admin, or by the pods with schemaPolicy: Manage: {self}{own}"),
         )
     }
 
     /// The statements that do it, safe to run where somebody else has just done it.
     pub(super) fn statements(&self, schema: &str) -> Vec<String> {
         let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
-        let mut statements = Vec::new();
-        if self.create_keys {
-            let table = name(KEYS_TABLE);
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {table} \
-                 (key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL)"
-            ));
-            // Keys come in the order of their time: a block range index is a few pages, whatever their number.
-            statements.push(format!(
-                "CREATE INDEX IF NOT EXISTS {} ON {table} USING brin (at) WITH (autosummarize = on)",
-                quoted("nomnom_keys_at")
-            ));
-        }
-        if self.create_pipelines {
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {} (pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, \
-                 namespace text NOT NULL, name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now())",
-                name(PIPELINES_TABLE)
-            ));
-        }
+        let mut statements = self.statements_for_own_tables(schema);
         statements.extend(
             self.create
                 .iter()
@@ -158,6 +145,30 @@ impl<'a> Plan<'a> {
                 column.column_type
             )
         }));
+        statements
+    }
+
+    fn statements_for_own_tables(&self, schema: &str) -> Vec<String> {
+        let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
+        let mut statements = Vec::new();
+        if self.create_keys {
+            let table = name(KEYS_TABLE);
+            statements.push(format!(
+                "CREATE TABLE IF NOT EXISTS {table} \
+                 (key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL)"
+            ));
+            // Keys come in the order of their time: a block range index is a few pages, whatever their number.
+            statements.push(format!(
+                "CREATE INDEX IF NOT EXISTS {KEYS_TABLE}_at ON {table} USING brin (at) WITH (autosummarize = on)"
+            ));
+        }
+        if self.create_pipelines {
+            statements.push(format!(
+                "CREATE TABLE IF NOT EXISTS {} (pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, \
+                 namespace text NOT NULL, name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now())",
+                name(PIPELINES_TABLE)
+            ));
+        }
         statements
     }
 }
@@ -185,15 +196,18 @@ impl fmt::Display for Plan<'_> {
 }
 
 fn create_table(name: &str, record: &ResolvedRecord) -> String {
-    let columns: String = record
+    let columns: Vec<_> = record
         .columns
         .iter()
         .map(|column| {
             let null = if column.nullable { "" } else { " NOT NULL" };
-            format!(", {} {}{null}", quoted(&column.name), column.column_type)
+            format!("{} {}{null}", quoted(&column.name), column.column_type)
         })
         .collect();
-    format!("CREATE TABLE IF NOT EXISTS {name} (message_id uuid PRIMARY KEY{columns})")
+    format!(
+        "CREATE TABLE IF NOT EXISTS {name} (message_id uuid PRIMARY KEY, {})",
+        columns.join(", ")
+    )
 }
 
 fn compare_column(column: &ResolvedColumn, found: &FoundColumn) -> Vec<String> {

@@ -130,7 +130,7 @@ impl Verification<'_> {
             return Ok(());
         }
         if self.policy() != SchemaPolicy::Manage {
-            return Err(plan.missing());
+            return Err(plan.missing(self.schema()));
         }
         self.change_tables(connection).await
     }
@@ -165,7 +165,7 @@ impl Verification<'_> {
         for statement in plan.statements(self.schema()) {
             execute(&mut transaction, &statement)
                 .await
-                .map_err(|failure| self.cannot_change(&plan, failure))?;
+                .map_err(|failure| self.cannot_change(&plan, &failure))?;
         }
         transaction.commit().await.map_err(|error| refused(&error))?;
         tracing::info!(
@@ -176,7 +176,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    fn cannot_change(&self, plan: &Plan<'_>, failure: Failure) -> Refusal {
+    fn cannot_change(&self, plan: &Plan<'_>, failure: &Failure) -> Refusal {
         if failure.class == Class::Transient(DatabaseReason::PermissionDenied) {
             return Refusal::new(
                 DatabaseReason::PermissionDenied,

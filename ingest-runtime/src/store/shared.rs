@@ -136,6 +136,7 @@ impl Shared {
         self.on_trial.store(status.needs_trial, Ordering::Release);
         self.metrics.breaker_open.set(0);
         self.channel.open();
+        tracing::info!("the database takes rows");
     }
 
     /// A writer has none any more.
@@ -175,6 +176,7 @@ impl Shared {
         }
         self.on_trial.store(false, Ordering::Release);
         self.metrics.breaker_open.set(1);
+        self.metrics.channel_rows.set(0);
         self.channel.close(&refusal);
         status.refusal = Some(refusal);
     }

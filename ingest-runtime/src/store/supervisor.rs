@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use nomnom_crds::runtime::state::DatabaseReason;
 use sqlx::{AssertSqlSafe, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::mpsc,
@@ -151,10 +152,22 @@ impl Supervisor {
                     self.look(established, look_count).await
                 }
             };
-            if let Err(refusal) = result {
+            if let Err(refusal) = result
+                && let Err(refusal) = self.look_again(established, refusal).await
+            {
                 return self.shared.unverified(self.with_delay(refusal));
             }
         }
+    }
+
+    /// The loss of the supervisor's own connection says nothing of the writers'.
+    async fn look_again(&self, established: &mut Established, refusal: Refusal) -> Result<(), Refusal> {
+        if refusal.reason != DatabaseReason::Unreachable {
+            return Err(refusal);
+        }
+        let (connection, _) = self.connect_and_verify(&established.url).await?;
+        established.connection = connection;
+        Ok(())
     }
 
     /// One comparison answers all who ask now.
