@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    connection,
+    connection::{self, Limits},
     error::Failure,
     refusal::{Refusal, jittered},
     schema,
@@ -111,7 +111,7 @@ impl Supervisor {
 
     async fn connect_and_verify(&self, url: &str) -> Result<(PgConnection, PgConnectOptions), Refusal> {
         let options = connection::options(url, self.source(), &self.shared.config)?;
-        let mut connection = connection::connect(&options, self.shared.limits, self.source()).await?;
+        let mut connection = connection::connect(&options, Limits::VERIFICATION, self.source()).await?;
         self.verify(&mut connection).await?;
         Ok((connection, options))
     }
@@ -144,7 +144,6 @@ impl Supervisor {
         let mut look_count = 0;
         loop {
             let result = tokio::select! {
-                biased;
                 () = self.shared.failed.notified() => return,
                 Some(verdict) = self.verdicts.recv() => self.give_verdicts(verdict, established).await,
                 _ = looks.tick() => {
@@ -186,13 +185,15 @@ impl Supervisor {
 
     async fn look(&mut self, established: &mut Established, look_count: u32) -> Result<(), Refusal> {
         self.look_at_url(established).await;
+        if look_count % LOOKS_PER_VERIFICATION == 1 {
+            self.expire_keys(&mut established.connection).await;
+        }
         if !look_count.is_multiple_of(LOOKS_PER_VERIFICATION) {
             return schema::check_server(&mut established.connection).await;
         }
         self.verify(&mut established.connection).await?;
         self.shared.end_trial();
         self.failures = 0;
-        self.expire_keys(&mut established.connection).await;
         Ok(())
     }
 

@@ -115,10 +115,10 @@ impl Bed {
         self.scalar(&format!("SELECT count(*) FROM {table}")).await
     }
 
-    /// How often each id is in `events`.
+    /// How often each id is in the tables.
     pub async fn ids(&self) -> HashMap<Uuid, i64> {
         let mut connection = self.postgres.connect(DATABASE).await.unwrap();
-        let rows: Vec<(Uuid, i64)> = sqlx::query_as("SELECT message_id, count(*) FROM events GROUP BY 1")
+        let rows: Vec<(Uuid, i64)> = sqlx::query_as("SELECT message_id, count(*) FROM (SELECT message_id FROM events UNION ALL SELECT message_id FROM notes) r GROUP BY 1")
             .fetch_all(&mut connection)
             .await
             .unwrap();
