@@ -246,3 +246,111 @@ fn catalog_name(column: ColumnType) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(policy: &str) -> RuntimeConfig {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "pipeline": {"namespace": "shop", "name": "orders", "uid": "1"}, "mode": "Sync",
+            "delimiter": "|",
+            "records": [{"table": "t", "columns": [
+                {"name": "a", "type": "numeric(15,2)", "nullable": false},
+                {"name": "b", "type": "timestamptz", "nullable": true}]}],
+            "database": {"schema": "s", "schemaPolicy": policy, "urlSource": "S"},
+            "limits": {"maxBodyBytes": 1, "timeout": "10s"},
+        }))
+        .unwrap()
+    }
+
+    fn column(column_type: &str, not_null: bool) -> FoundColumn {
+        FoundColumn {
+            column_type: column_type.to_owned(),
+            not_null,
+            has_default: false,
+            is_generated: false,
+        }
+    }
+
+    /// Our own tables, and `t` with the columns that are given.
+    fn tables(columns: &[(&str, FoundColumn)]) -> BTreeMap<String, FoundTable> {
+        let mut t = FoundTable {
+            is_table: true,
+            has_message_id_index: true,
+            columns: BTreeMap::from([("message_id".to_owned(), column("uuid", true))]),
+        };
+        t.columns.extend(
+            columns
+                .iter()
+                .map(|(name, column)| ((*name).to_owned(), column.clone())),
+        );
+        let own = [KEYS_TABLE, PIPELINES_TABLE].map(|name| (name.to_owned(), FoundTable::default()));
+        own.into_iter().chain([("t".to_owned(), t)]).collect()
+    }
+
+    #[test]
+    fn what_is_missing_is_made_with_quoted_names() {
+        let config = config("Manage");
+        let statements = plan(&config, &BTreeMap::new()).statements("s");
+        assert_eq!(statements.len(), 4);
+        assert_eq!(
+            statements[3],
+            "CREATE TABLE IF NOT EXISTS \"s\".\"t\" (message_id uuid PRIMARY KEY, \
+             \"a\" numeric(15,2) NOT NULL, \"b\" timestamptz)"
+        );
+    }
+
+    #[test]
+    fn only_a_nullable_column_is_added_and_only_by_manage() {
+        let with_a = tables(&[("a", column("numeric(15,2)", true))]);
+        let managing = config("Manage");
+        let managed = plan(&managing, &with_a);
+        managed.check_differences().unwrap();
+        assert_eq!(
+            managed.statements("s"),
+            ["ALTER TABLE \"s\".\"t\" ADD COLUMN IF NOT EXISTS \"b\" timestamptz"]
+        );
+        assert_eq!(
+            plan(&config("Verify"), &with_a)
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            ["table \"t\": column \"b\" timestamptz is missing"]
+        );
+        let with_b = tables(&[("b", column("timestamp with time zone", false))]);
+        assert_eq!(
+            plan(&managing, &with_b)
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            ["table \"t\": column \"a\" is missing, and only nullable columns are added"]
+        );
+        assert!(plan(&config("Ignore"), &with_b).is_empty());
+    }
+
+    #[test]
+    fn what_takes_every_row_of_the_spec_is_accepted() {
+        let mut found = vec![
+            ("a", column("numeric(15,2)", false)),
+            ("b", column("timestamp with time zone", false)),
+            ("theirs", column("text", false)),
+        ];
+        assert!(plan(&config("Manage"), &tables(&found)).is_empty());
+        plan(&config("Manage"), &tables(&found))
+            .check_differences()
+            .unwrap();
+        found[1].1.not_null = true;
+        found[2].1.not_null = true;
+        assert_eq!(
+            plan(&config("Manage"), &tables(&found))
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            [
+                "table \"t\": column \"b\" is NOT NULL, the spec says nullable",
+                "table \"t\": column \"theirs\" is not in the spec, so it must be nullable or have a default",
+            ]
+        );
+    }
+}

@@ -94,8 +94,8 @@ impl Supervisor {
             tokio::select! {
                 () = &mut delay => return,
                 Some(verdict) = self.verdicts.recv() => {
-                    // Nothing is known of the tables now, but that rows are refused.
-                    let _ = verdict.send(self.shared.refusal().map_or(Ok(()), Err));
+                    // Nothing is known of the tables now; usually rows are refused anyway.
+                    let _ = verdict.send(Err(self.shared.refusal().unwrap_or_else(Refusal::unverified)));
                 }
             }
         }
