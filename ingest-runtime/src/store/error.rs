@@ -10,6 +10,8 @@ use super::refusal::Refusal;
 
 /// The SQLSTATE of a unique violation.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
+/// The SQLSTATE of a lock that was waited for too long.
+pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The SQLSTATE of a NULL where there must be none.
 const NOT_NULL_VIOLATION: &str = "23502";
 
@@ -196,6 +198,11 @@ pub(super) fn connect_refusal(error: &sqlx::Error, source: &str) -> Refusal {
         }
         DatabaseReason::PermissionDenied => {
             format!("the user of {source} may not connect to the database: grant CONNECT")
+        }
+        _ if code == "53300" => {
+            format!(
+                "the server that {source} names has no connection left: raise its max_connections, or the user's limit"
+            )
         }
         _ => format!("the server that {source} names takes no connection now (SQLSTATE {code})"),
     };

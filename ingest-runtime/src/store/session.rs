@@ -3,7 +3,11 @@
 //! Every step says whether a commit may have been under way when the connection broke: only then are rows in
 //! doubt. A transaction whose COMMIT was never sent is rolled back by the server, whatever happens.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    sync::Arc,
+};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgArguments};
 use tokio::time::timeout;
@@ -73,10 +77,18 @@ impl Session {
             return self.commit_transaction(&rows, false).await;
         }
         let mut committed = Committed::default();
-        let result = self.insert_group(&rows, 0, false, &mut committed).await;
-        result.map_err(|failure| Failed {
+        let inserted = self.insert(&rows, false).await.map_err(|failure| Failed {
             in_doubt: failure.class == Class::ConnectionLost,
             failure,
+        })?;
+        // By now the rows are stored; a failure to find out which of them leaves all in doubt.
+        let settled = self.settle(&rows, 0, inserted, &mut committed).await;
+        settled.map_err(|failure| {
+            self.broken = true;
+            Failed {
+                failure: Failure::lost(failure.message),
+                in_doubt: true,
+            }
         })?;
         Ok(committed)
     }
@@ -142,7 +154,13 @@ impl Session {
                 .map(|(_, row)| *row)
                 .collect()
         };
-        let Some(row) = wanted.first() else { return Ok(()) };
+        let inserted = self.insert(&wanted, guarded).await?;
+        self.settle(rows, first, inserted, committed).await
+    }
+
+    /// Inserts rows of one table, and says how many of them are new.
+    async fn insert(&mut self, rows: &[&Entry], guarded: bool) -> Result<u64, Failure> {
+        let Some(row) = rows.first() else { return Ok(0) };
         let statements = self.statements.clone();
         let table = &statements.tables[row.message.row.record_type];
         let statement = if guarded {
@@ -151,16 +169,33 @@ impl Session {
             &table.insert_new
         };
         let arguments = table
-            .arguments(&wanted)
+            .arguments(rows)
             .map_err(|error| Failure::lost(error.to_string()))?;
-        let inserted = self.execute(statement, arguments).await?;
-        let missing = (wanted.len() as u64).saturating_sub(inserted);
+        self.execute(statement, arguments).await
+    }
+
+    /// Where fewer rows were inserted than wanted: the others are there already, or were discarded.
+    async fn settle(
+        &mut self,
+        rows: &[&Entry],
+        first: usize,
+        inserted: u64,
+        committed: &mut Committed,
+    ) -> Result<(), Failure> {
+        let places = first..first + rows.len();
+        let excepted = places
+            .clone()
+            .filter(|place| committed.exceptions.contains_key(place))
+            .count();
+        let missing = ((rows.len() - excepted) as u64).saturating_sub(inserted);
         if missing == 0 {
             return Ok(());
         }
-        let present = self.present(table, &wanted).await?;
-        for (place, row) in (first..).zip(rows) {
-            if !present.contains_key(&row.message.id) {
+        let statements = self.statements.clone();
+        let table = &statements.tables[rows[0].message.row.record_type];
+        let present = self.present(table, rows).await?;
+        for (place, row) in places.zip(rows) {
+            if !present.contains(&row.message.id) {
                 committed.exceptions.entry(place).or_insert_with(discarded);
             }
         }
@@ -218,18 +253,14 @@ impl Session {
     }
 
     /// Which of the rows, all of one table, are in it.
-    async fn present(
-        &mut self,
-        table: &TableStatements,
-        rows: &[&Entry],
-    ) -> Result<HashMap<Uuid, ()>, Failure> {
+    async fn present(&mut self, table: &TableStatements, rows: &[&Entry]) -> Result<HashSet<Uuid>, Failure> {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.message.id).collect();
         let mut arguments = PgArguments::default();
         add(&mut arguments, IdArray(&ids))?;
         let query =
             sqlx::query_scalar_with::<_, Uuid, _>(AssertSqlSafe(table.select_present.clone()), arguments);
         let result = answer(self.limits, query.fetch_all(&mut self.connection)).await;
-        Ok(self.note(result)?.into_iter().map(|id| (id, ())).collect())
+        Ok(self.note(result)?.into_iter().collect())
     }
 
     /// The places of rows, sorted, that are in their tables.
@@ -244,7 +275,7 @@ impl Session {
             let numbered = (first..).zip(group);
             places.extend(
                 numbered
-                    .filter(|(_, row)| present.contains_key(&row.message.id))
+                    .filter(|(_, row)| present.contains(&row.message.id))
                     .map(|(place, _)| place),
             );
             first += group.len();

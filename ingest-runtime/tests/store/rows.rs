@@ -7,6 +7,7 @@ use ingest_runtime::{
     store::{Message, Outcome},
 };
 use nomnom_crds::runtime::state::DatabaseReason;
+use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -51,10 +52,9 @@ async fn each_answer_is_a_row() {
     opened.store.clone().close().await;
 }
 
-#[tokio::test]
-async fn every_type_arrives_as_it_was_sent() {
-    let bed = Bed::start().await;
-    let types = [
+/// A type, a value of it as the wire protocol has it, and as text.
+fn values_of_types() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    vec![
         (
             "text",
             b"a \"text\", \\ and \xc3\xa9".to_vec(),
@@ -87,7 +87,13 @@ async fn every_type_arrives_as_it_was_sent() {
         ("uuid", vec![7; 16], "07070707-0707-0707-0707-070707070707"),
         ("double precision", 1.5_f64.to_be_bytes().to_vec(), "1.5"),
         ("jsonb", b"\x01{\"a\": [1, null]}".to_vec(), "{\"a\": [1, null]}"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn every_type_arrives_as_it_was_sent() {
+    let bed = Bed::start().await;
+    let types = values_of_types();
     let columns: Vec<_> = types
         .iter()
         .enumerate()
@@ -95,7 +101,7 @@ async fn every_type_arrives_as_it_was_sent() {
         .collect();
     let opened = bed
         .open(config_of(
-            serde_json::json!([{"table": "All\u{201c}x", "columns": columns}]),
+            &serde_json::json!([{"table": "All\u{201c}x", "columns": columns}]),
         ))
         .await;
     let message = |values: &[Option<Vec<u8>>]| Message {
@@ -230,6 +236,40 @@ async fn a_key_is_one_row_however_often_it_comes() {
     }
     assert_eq!(bed.count("events").await, 1 + 39 + 40);
     assert_eq!(bed.count("nomnom_keys").await, 40);
+}
+
+#[tokio::test]
+async fn a_key_that_a_frozen_pod_holds_stops_nobody_else() {
+    let bed = Bed::start().await;
+    let opened = bed.open(config()).await;
+    let mut frozen = bed.postgres.connect("shop").await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "BEGIN; INSERT INTO nomnom_keys VALUES ('\\x{}', gen_random_uuid(), now())",
+        "05".repeat(32)
+    )))
+    .execute(&mut frozen)
+    .await
+    .unwrap();
+    let keyed = Message {
+        key_hash: Some([5; 32]),
+        ..event("waits", None)
+    };
+    let others = async {
+        let mut outcomes = Vec::new();
+        while outcomes.len() < 30 {
+            outcomes.push(write(&opened.store, event("passes", None)).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        outcomes
+    };
+    let (waited, others) = tokio::join!(write(&opened.store, keyed.clone()), others);
+    assert!(matches!(waited, Outcome::Unavailable { .. }), "{waited:?}");
+    assert!(
+        others.iter().all(|outcome| *outcome == Outcome::Persisted),
+        "{others:?}"
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut frozen).await.unwrap();
+    assert_eq!(write(&opened.store, keyed).await, Outcome::Persisted);
 }
 
 #[tokio::test]
