@@ -14,6 +14,7 @@ use nomnom_crds::{
     ColumnType,
     resolved::{ResolvedColumn, ResolvedRecord},
 };
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sqlx::AssertSqlSafe;
 
 async fn count(postgres: &Postgres, condition: &str) -> i64 {
@@ -308,10 +309,28 @@ const JSON_TEXTS: &[&str] = &[
     "{\"a\":1,\"a\":2}",
 ];
 
+/// Numbers with up to twelve digits on either side of the point, some of them written with an exponent.
+fn random_decimals(count: usize) -> Vec<String> {
+    const SEED: u64 = 3;
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut digits = |most: u32| random.random_range(0..10_u64.pow(most));
+    (0..count)
+        .map(|index| {
+            let (whole, fraction) = (digits(u32::try_from(index % 13).unwrap()), digits(6));
+            let sign = ["", "-", "+"][index % 3];
+            let exponent = ["", "", "e0", "e-6", "E+0"][index % 5];
+            format!("{sign}{whole}.{fraction:06}{exponent}")
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn what_is_stored_is_what_postgresql_reads_from_the_same_text() {
     let postgres = postgres().await;
-    let cases: Vec<(&str, &[&str])> = TEXTS.into_iter().chain([("jsonb", JSON_TEXTS)]).collect();
+    let random = random_decimals(200);
+    let random: Vec<_> = random.iter().map(String::as_str).collect();
+    let more = [("jsonb", JSON_TEXTS), ("numeric(24,12)", &random[..])];
+    let cases: Vec<(&str, &[&str])> = TEXTS.into_iter().chain(more).collect();
     let mut config = example();
     config.records = cases
         .iter()

@@ -118,7 +118,11 @@ fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
     let bytes: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    if bytes + request.uri().path().len() > MAX_HEADER_BYTES {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    if bytes + path > MAX_HEADER_BYTES {
         let detail = format!("path and headers are longer than {MAX_HEADER_BYTES} bytes");
         return Err(Problem::new(ProblemKind::HeadersTooLarge, detail).closing());
     }

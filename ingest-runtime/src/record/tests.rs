@@ -1,4 +1,5 @@
 use nomnom_crds::runtime::RuntimeConfig;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
 use super::{Code, Decoder, InvalidRecord, Row, UnusableRecords, json::MAX_DEPTH};
@@ -230,6 +231,58 @@ fn reads_json_of_every_shape_to_a_bounded_depth() {
         one_column("jsonb", &nested(MAX_DEPTH as usize + 2)),
         Err(Code::NotJson)
     );
+}
+
+/// Pieces that values are made of, and what must not be in them.
+const PIECES: &[&str] = &[
+    "0", "1", "9", "00", "10000", "-", "+", ".", "e", "E", "T", "Z", ":", " ", "2024", "-02", "-30", "12:30",
+    "t", "true", "null", "[", "]", "{", "}", "\"", ",", "\\", "\\u0000", "\\ud800", "ä", "日", "\t", "\r",
+    "\n", "\0", "|",
+];
+
+#[test]
+fn whatever_is_sent_is_a_row_of_the_right_shape_or_an_error() {
+    const SEED: u64 = 3;
+    let types = [
+        "text",
+        "varchar(3)",
+        "bigint",
+        "integer",
+        "smallint",
+        "numeric(9,4)",
+        "numeric(1000,1000)",
+        "boolean",
+        "date",
+        "timestamp",
+        "timestamptz",
+        "uuid",
+        "double precision",
+        "jsonb",
+        // The last field: a line end there would be the record's.
+        "text",
+    ];
+    let columns: Vec<_> = types
+        .map(|name| json!({"name": name, "type": name, "nullable": true}))
+        .into();
+    let decoder = decoder(&json!([{"table": "t", "columns": columns}]));
+    let mut random = StdRng::seed_from_u64(SEED);
+    for _ in 0..20_000 {
+        // One field of pieces among empty ones, so that it is often decoded.
+        let index = random.random_range(0..types.len() - 1);
+        let value: String = (0..random.random_range(0..8))
+            .map(|_| PIECES[random.random_range(0..PIECES.len())])
+            .collect();
+        let mut fields = vec![""; types.len()];
+        fields[index] = &value;
+        match decoder.decode(fields.join("|").as_bytes()) {
+            Ok(row) => {
+                let found = split(&row);
+                assert_eq!(found.len(), types.len(), "{value:?}");
+                assert_eq!(found[index].is_some(), !value.is_empty(), "{value:?}");
+            }
+            Err(InvalidRecord { errors }) => assert!(!errors.is_empty()),
+        }
+    }
 }
 
 #[test]
