@@ -244,8 +244,9 @@ impl<'a> Batch<'a> {
         let failure = failure.clone();
         let one_code = self.alone.iter().all(|(_, other)| other.code == failure.code);
         let all = self.stored == 0 && self.pending.is_empty();
-        let drifted = (all && one_code && self.alone.len() >= DRIFT_ROWS)
-            || self.alone.iter().any(|(_, failure)| self.is_drift(failure));
+        let enough = self.alone.len() >= DRIFT_ROWS || self.shared.suspects_drift();
+        let drifted =
+            (all && one_code && enough) || self.alone.iter().any(|(_, failure)| self.is_drift(failure));
         let verdict = if drifted {
             Err(drift(&failure))
         } else {

@@ -7,6 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     future::Future,
     sync::Arc,
+    time::Duration,
 };
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgArguments};
@@ -21,6 +22,8 @@ use super::{
     statement::{IdArray, KeyArray, Statements, TableStatements},
 };
 
+/// How long an idle server may take to answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The SQLSTATE for rows that the server accepted and did not store: "no data".
 const DISCARDED: &str = "02000";
 
@@ -65,7 +68,7 @@ impl Session {
 
     /// Whether the connection still works.
     pub(super) async fn ping(&mut self) -> Result<(), Failure> {
-        let result = answer(self.limits, self.connection.ping()).await;
+        let result = answer(PING_TIMEOUT, self.connection.ping()).await;
         self.note(result)
     }
 
@@ -170,7 +173,7 @@ impl Session {
         };
         let arguments = table
             .arguments(rows)
-            .map_err(|error| Failure::lost(error.to_string()))?;
+            .map_err(|error| Failure::unencodable(error.to_string()))?;
         self.execute(statement, arguments).await
     }
 
@@ -248,7 +251,7 @@ impl Session {
             AssertSqlSafe(statements.select_keys.clone()),
             arguments,
         );
-        let result = answer(self.limits, query.fetch_all(&mut self.connection)).await;
+        let result = answer(self.limits.answer, query.fetch_all(&mut self.connection)).await;
         Ok(self.note(result)?.into_iter().collect())
     }
 
@@ -259,7 +262,7 @@ impl Session {
         add(&mut arguments, IdArray(&ids))?;
         let query =
             sqlx::query_scalar_with::<_, Uuid, _>(AssertSqlSafe(table.select_present.clone()), arguments);
-        let result = answer(self.limits, query.fetch_all(&mut self.connection)).await;
+        let result = answer(self.limits.answer, query.fetch_all(&mut self.connection)).await;
         Ok(self.note(result)?.into_iter().collect())
     }
 
@@ -285,13 +288,13 @@ impl Session {
 
     async fn execute(&mut self, statement: &Arc<str>, arguments: PgArguments) -> Result<u64, Failure> {
         let query = sqlx::query_with(AssertSqlSafe(statement.clone()), arguments);
-        let result = answer(self.limits, query.execute(&mut self.connection)).await;
+        let result = answer(self.limits.answer, query.execute(&mut self.connection)).await;
         Ok(self.note(result)?.rows_affected())
     }
 
     async fn run(&mut self, statement: &'static str) -> Result<(), Failure> {
         let result = answer(
-            self.limits,
+            self.limits.answer,
             sqlx::raw_sql(statement).execute(&mut self.connection),
         )
         .await;
@@ -309,12 +312,12 @@ impl Session {
 /// Waits for an answer of the server, longer than the server itself waits: one that does not come by then is
 /// that of a broken connection, which must not be used again.
 async fn answer<T>(
-    limits: Limits,
+    limit: Duration,
     future: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Failure> {
-    match timeout(limits.answer, future).await {
+    match timeout(limit, future).await {
         Ok(result) => result.map_err(|error| Failure::of(&error)),
-        Err(_) => Err(Failure::lost(format!("no answer within {:?}", limits.answer))),
+        Err(_) => Err(Failure::lost(format!("no answer within {limit:?}"))),
     }
 }
 
@@ -327,7 +330,7 @@ fn add<'a, T>(arguments: &mut PgArguments, value: T) -> Result<(), Failure>
 where
     T: sqlx::Encode<'a, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
-    sqlx::Arguments::add(arguments, value).map_err(|error| Failure::lost(error.to_string()))
+    sqlx::Arguments::add(arguments, value).map_err(|error| Failure::unencodable(error.to_string()))
 }
 
 fn discarded() -> Outcome {

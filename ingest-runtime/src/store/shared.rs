@@ -198,6 +198,13 @@ impl Shared {
         }
     }
 
+    /// Whether every row failed lately, and none was committed since: one row is enough to say so again.
+    pub(super) fn suspects_drift(&self) -> bool {
+        self.on_trial.load(Ordering::Acquire)
+            && self.status().refusal.as_ref().map(|refusal| refusal.reason)
+                == Some(DatabaseReason::SchemaDrift)
+    }
+
     /// Whether rows were committed since this was asked last.
     pub(super) fn take_committed(&self) -> bool {
         self.committed.swap(false, Ordering::AcqRel)

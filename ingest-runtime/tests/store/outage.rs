@@ -158,8 +158,8 @@ async fn answers_stay_true_when_single_connections_break_under_load() {
     load.wait_for_more(200).await;
     let answers = load.finish().await;
     check_ledger(&bed, &answers).await;
-    // Another connection took the rows over: nobody noticed.
-    assert!(answers.iter().all(|(_, outcome)| *outcome == Outcome::Persisted));
+    // Other connections took the rows over; at worst none was left for a moment, and rows were refused.
+    assert!(answers.iter().all(|(_, outcome)| *outcome != Outcome::Unknown));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
