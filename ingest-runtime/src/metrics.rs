@@ -11,9 +11,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::http::ProblemKind;
-
+/// The media type of [`encode`]'s text.
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+use crate::http::ProblemKind;
 
 /// From a commit on a fast disk to the greatest deadline that is usual.
 const LATENCY_SECONDS: [f64; 13] = [

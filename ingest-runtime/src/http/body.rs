@@ -116,8 +116,7 @@ pub(super) async fn read(mut body: Incoming, rules: Rules<'_>) -> Result<Body<'_
         }
         share.grow(length)?;
     }
-    let first = next_data(&mut body, rules).await?.unwrap_or_default();
-    let mut bytes = first;
+    let mut bytes = next_data(&mut body, rules).await?.unwrap_or_default();
     let mut joined: Option<BytesMut> = None;
     loop {
         let length = joined.as_ref().map_or(bytes.len(), BytesMut::len);

@@ -1,7 +1,7 @@
 //! The outside of the runtime: every route, on the public port and on the pod's own.
 //!
 //! Requests go from hyper straight to these functions, without a router's boxes in between: on the path of every
-//! record, what is not done is what is fast. Whatever is no answer is a [`problem`], in RFC 9457's form.
+//! record, what is not done is what is fast. What is no success is a problem, in RFC 9457's form.
 
 mod activity;
 mod admin;
