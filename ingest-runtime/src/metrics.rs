@@ -5,13 +5,16 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, prometheus_text},
-    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{
+        MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+    },
     registry::Registry,
 };
 
-use crate::http::ProblemKind;
-
+/// The media type of [`encode`]'s text.
 pub use prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
+use crate::http::ProblemKind;
 
 /// From a commit on a fast disk to the greatest deadline that is usual.
 const LATENCY_SECONDS: [f64; 13] = [

@@ -5,7 +5,10 @@ use std::{sync::Arc, thread::available_parallelism};
 
 use anyhow::{Context, Result, anyhow};
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use tokio::{runtime, task::{JoinError, JoinSet}};
+use tokio::{
+    runtime,
+    task::{JoinError, JoinSet},
+};
 
 use crate::{
     config::{Loaded, ServeOptions},
@@ -13,7 +16,7 @@ use crate::{
     metrics::Metrics,
     receipt::Receipts,
     record::Decoder,
-    shutdown::Shutdown,
+    shutdown::{EndSignals, Shutdown},
     store::{Store, StoreOptions},
 };
 
@@ -33,6 +36,7 @@ pub fn serve(options: &ServeOptions) -> Result<()> {
 }
 
 async fn run(options: &ServeOptions, loaded: Loaded) -> Result<()> {
+    let mut signals = EndSignals::catch()?;
     let shutdown = Shutdown::default();
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::register(&mut registry));
@@ -59,7 +63,7 @@ async fn run(options: &ServeOptions, loaded: Loaded) -> Result<()> {
     };
     let mut servers = start_servers(options, &metrics, endpoint, admin).await?;
     tokio::select! {
-        requested = Shutdown::requested() => requested?,
+        () = signals.received() => {}
         ended = &mut store_tasks => return ended.context("the store ended early"),
         ended = servers.join_next() => return Err(early_end(ended)),
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// How far the end of the process is.
@@ -23,18 +23,32 @@ pub struct Shutdown {
     closing: CancellationToken,
 }
 
-impl Shutdown {
-    /// Waits for SIGTERM or SIGINT.
-    pub async fn requested() -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        Ok(())
+/// The signals that ask the process to end: caught from the moment that this exists.
+#[derive(Debug)]
+pub struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// Catches the signals.
+    pub fn catch() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?,
+        })
     }
 
+    /// Waits for one of them.
+    pub async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Shutdown {
     /// Says that the pod is leaving, and after `delay` that it accepts no more connections.
     pub async fn drain(&self, delay: Duration) {
         self.draining.store(true, Ordering::Relaxed);

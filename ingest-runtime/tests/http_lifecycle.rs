@@ -1,5 +1,5 @@
 //! From start to end: what a pod needs to start, what its admin port says, and that its end cuts nobody off.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod harness;
 
@@ -39,7 +39,10 @@ async fn post_until_refused(runtime: Arc<Runtime>, terminated: Arc<AtomicBool>, 
                 "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{ORDER}",
                 ORDER.len()
             );
-            stream.write_all(request.as_bytes()).await.expect("a connection is cut");
+            stream
+                .write_all(request.as_bytes())
+                .await
+                .expect("a connection is cut");
             let head = read_head(&mut stream).await;
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
             seen.ok.fetch_add(1, Ordering::Relaxed);
@@ -55,7 +58,10 @@ async fn read_head(stream: &mut TcpStream) -> String {
         let read = stream.read_buf(&mut buffer).await.expect("a request is cut");
         assert!(read > 0, "a request is cut: {}", String::from_utf8_lossy(&buffer));
     }
-    String::from_utf8(buffer).unwrap().to_lowercase().replacen("http/1.1", "HTTP/1.1", 1)
+    String::from_utf8(buffer)
+        .unwrap()
+        .to_lowercase()
+        .replacen("http/1.1", "HTTP/1.1", 1)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,7 +70,13 @@ async fn sigterm_under_load_cuts_no_request() {
     let runtime = Arc::new(Runtime::start_on(&postgres, &example()).await);
     let (seen, terminated) = (Arc::new(Seen::default()), Arc::new(AtomicBool::new(false)));
     let clients: Vec<_> = (0..16)
-        .map(|_| tokio::spawn(post_until_refused(runtime.clone(), terminated.clone(), seen.clone())))
+        .map(|_| {
+            tokio::spawn(post_until_refused(
+                runtime.clone(),
+                terminated.clone(),
+                seen.clone(),
+            ))
+        })
         .collect();
     wait_for(|| seen.ok.load(Ordering::Relaxed) > 200).await;
 
@@ -135,7 +147,10 @@ async fn metrics_parse_and_count_every_message() {
     assert_eq!(runtime.ingest(ORDER).await.0, 200);
     assert_eq!(runtime.ingest("X|1").await.0, 400);
     let response = runtime.get_admin("/metrics").await;
-    assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_eq!(
+        response.headers()["content-type"],
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
     let text = response.text().await.unwrap();
     for line in text.lines().filter(|line| !line.starts_with("# ")) {
         let (name, value) = line.rsplit_once(' ').unwrap();
@@ -152,7 +167,11 @@ async fn metrics_parse_and_count_every_message() {
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }
-    for name in ["ingestion_db_connections_active", "ingestion_db_connections_idle", "ingestion_http_connections"] {
+    for name in [
+        "ingestion_db_connections_active",
+        "ingestion_db_connections_idle",
+        "ingestion_http_connections",
+    ] {
         assert!(text.contains(&format!("\n{name} ")), "{name} in\n{text}");
     }
 }
@@ -167,7 +186,13 @@ async fn starts_in_a_second_and_is_small_when_idle() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", runtime.id())).unwrap();
     let resident: u64 = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        })
         .unwrap();
     // Without optimization the program is half as large again.
     assert!(resident < 30_000, "{resident} kB resident");
@@ -177,11 +202,26 @@ async fn starts_in_a_second_and_is_small_when_idle() {
 fn unusable_files_end_the_program_with_what_is_wrong() {
     type Spoil = fn(&std::path::Path);
     let cases: [(Spoil, &str); 5] = [
-        (|directory| std::fs::remove_file(directory.join("pipeline.json")).unwrap(), "failed to read the configuration"),
-        (|directory| std::fs::write(directory.join("pipeline.json"), "{}").unwrap(), "not a configuration of the runtime"),
-        (|directory| std::fs::write(directory.join("pipeline.json"), r#"{"version":99}"#).unwrap(), "configuration version 99"),
-        (|directory| std::fs::write(directory.join("key"), "short").unwrap(), "has 5 bytes, but must have 32"),
-        (|directory| std::fs::remove_file(directory.join("key")).unwrap(), "failed to read the receipt key"),
+        (
+            |directory| std::fs::remove_file(directory.join("pipeline.json")).unwrap(),
+            "failed to read the configuration",
+        ),
+        (
+            |directory| std::fs::write(directory.join("pipeline.json"), "{}").unwrap(),
+            "not a configuration of the runtime",
+        ),
+        (
+            |directory| std::fs::write(directory.join("pipeline.json"), r#"{"version":99}"#).unwrap(),
+            "configuration version 99",
+        ),
+        (
+            |directory| std::fs::write(directory.join("key"), "short").unwrap(),
+            "has 5 bytes, but must have 32",
+        ),
+        (
+            |directory| std::fs::remove_file(directory.join("key")).unwrap(),
+            "failed to read the receipt key",
+        ),
     ];
     for (spoil, message) in cases {
         let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! What becomes of good records: committed, found again, stored once for each idempotency key.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod harness;
 
@@ -14,6 +14,7 @@ use nomnom_crds::{
     ColumnType,
     resolved::{ResolvedColumn, ResolvedRecord},
 };
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sqlx::AssertSqlSafe;
 
 async fn count(postgres: &Postgres, condition: &str) -> i64 {
@@ -31,7 +32,10 @@ async fn a_record_is_in_its_table_when_it_is_answered() {
 
     let (status, body) = runtime.ingest(ORDER).await;
     assert_eq!(status, 200, "{body}");
-    assert_eq!((&body["status"], &body["errors"]), (&"persisted".into(), &serde_json::json!([])));
+    assert_eq!(
+        (&body["status"], &body["errors"]),
+        (&"persisted".into(), &serde_json::json!([]))
+    );
     let id = body["message_id"].as_str().unwrap();
     let row = format!(
         "orders WHERE message_id = '{id}' AND order_key = 123 AND customer_key = 456 AND order_status = 'F' \
@@ -42,11 +46,23 @@ async fn a_record_is_in_its_table_when_it_is_answered() {
 
     let line = "L|123|155190|7706|1|17|21168.23|0.04|0.02|N|O|1996-03-13|1996-02-12|1996-03-22|DELIVER IN PERSON|TRUCK|\r\n";
     assert_eq!(runtime.ingest(line).await.0, 200);
-    assert_eq!(count(&postgres, "lineitem WHERE comment IS NULL AND extended_price = 21168.23").await, 1);
+    assert_eq!(
+        count(
+            &postgres,
+            "lineitem WHERE comment IS NULL AND extended_price = 21168.23"
+        )
+        .await,
+        1
+    );
 
     let (status, found) = runtime.status(id).await;
-    assert_eq!((status, &found["status"], &found["message_id"]), (200, &"persisted".into(), &id.into()));
-    let head = runtime.client.head(runtime.url(&format!("/api/ingest/status/{id}")));
+    assert_eq!(
+        (status, &found["status"], &found["message_id"]),
+        (200, &"persisted".into(), &id.into())
+    );
+    let head = runtime
+        .client
+        .head(runtime.url(&format!("/api/ingest/status/{id}")));
     assert_eq!(head.send().await.unwrap().status(), 200);
 
     postgres.execute(DATABASE, "DELETE FROM orders").await.unwrap();
@@ -108,7 +124,10 @@ async fn a_row_that_the_table_refuses_is_a_400() {
     let (status, problem) = runtime.ingest(ORDER.replace("123.45", "-1")).await;
     assert_eq!((status, kind(&problem)), (400, "invalid-record"), "{problem}");
     let error = &problem["errors"][0];
-    assert_eq!((&error["code"], &error["sqlstate"]), (&"refused_by_database".into(), &"23514".into()));
+    assert_eq!(
+        (&error["code"], &error["sqlstate"]),
+        (&"refused_by_database".into(), &"23514".into())
+    );
     assert_eq!(runtime.ingest(ORDER).await.0, 200);
 }
 
@@ -176,43 +195,142 @@ async fn an_outcome_that_is_not_known_is_a_504_and_its_status_tells_later() {
 const TEXTS: [(&str, &[&str]); 14] = [
     ("text", &["", "x", "äöü \\N 'quoted' \"\t", "日本語"]),
     ("varchar(3)", &["", "abc", "äöü"]),
-    ("bigint", &["0", "-9223372036854775808", "9223372036854775807", "+007"]),
+    (
+        "bigint",
+        &["0", "-9223372036854775808", "9223372036854775807", "+007"],
+    ),
     ("integer", &["-2147483648", "2147483647"]),
     ("smallint", &["-32768", "32767"]),
     (
         "numeric(15,2)",
-        &["0", "-0", "0.00", "123.45", "-9999999999999.99", "9999999999999.99", ".5", "5.", "1e3", "1.5E-1", "10000", "100000000.01", "000012.30"],
+        &[
+            "0",
+            "-0",
+            "0.00",
+            "123.45",
+            "-9999999999999.99",
+            "9999999999999.99",
+            ".5",
+            "5.",
+            "1e3",
+            "1.5E-1",
+            "10000",
+            "100000000.01",
+            "000012.30",
+        ],
     ),
     (
         "numeric(30,20)",
-        &["0.00000000000000000001", "-1234567890.12345678901234567890", "1e-20", "10000.0001", "0.0001", "0.00001"],
+        &[
+            "0.00000000000000000001",
+            "-1234567890.12345678901234567890",
+            "1e-20",
+            "10000.0001",
+            "0.0001",
+            "0.00001",
+        ],
     ),
-    ("numeric(40,0)", &["1e39", "1234567890123456789012345678901234567890", "10000000000000000"]),
-    ("boolean", &["t", "true", "TRUE", "y", "yes", "on", "1", "f", "false", "n", "no", "off", "0"]),
-    ("date", &["0001-01-01", "1582-10-10", "1900-02-28", "1970-01-01", "2000-02-29", "9999-12-31"]),
+    (
+        "numeric(40,0)",
+        &[
+            "1e39",
+            "1234567890123456789012345678901234567890",
+            "10000000000000000",
+        ],
+    ),
+    (
+        "boolean",
+        &[
+            "t", "true", "TRUE", "y", "yes", "on", "1", "f", "false", "n", "no", "off", "0",
+        ],
+    ),
+    (
+        "date",
+        &[
+            "0001-01-01",
+            "1582-10-10",
+            "1900-02-28",
+            "1970-01-01",
+            "2000-02-29",
+            "9999-12-31",
+        ],
+    ),
     (
         "timestamp",
-        &["2024-01-31T23:59:59.999999", "1999-12-31 23:59", "0001-01-01T00:00:00", "9999-12-31T23:59:59.1", "2024-01-01T00:00:00.1000000"],
+        &[
+            "2024-01-31T23:59:59.999999",
+            "1999-12-31 23:59",
+            "0001-01-01T00:00:00",
+            "9999-12-31T23:59:59.1",
+            "2024-01-01T00:00:00.1000000",
+        ],
     ),
     (
         "timestamptz",
-        &["2024-01-31T23:59:59.999999Z", "2024-02-29 12:00:00+02:00", "1969-12-31T23:59:59-1130", "2024-01-01T00:00:00+05", "0001-01-01T00:00:00+15:59"],
+        &[
+            "2024-01-31T23:59:59.999999Z",
+            "2024-02-29 12:00:00+02:00",
+            "1969-12-31T23:59:59-1130",
+            "2024-01-01T00:00:00+05",
+            "0001-01-01T00:00:00+15:59",
+        ],
     ),
-    ("uuid", &["018f4e3a-7b1c-7d2e-9f00-112233445566", "018F4E3A7B1C7D2E9F00112233445566"]),
+    (
+        "uuid",
+        &[
+            "018f4e3a-7b1c-7d2e-9f00-112233445566",
+            "018F4E3A7B1C7D2E9F00112233445566",
+        ],
+    ),
     (
         "double precision",
-        &["0", "-0", "1.5", "-2e10", "1e308", "1.7976931348623157e308", "5e-324", "0.1", "+3.", ".25"],
+        &[
+            "0",
+            "-0",
+            "1.5",
+            "-2e10",
+            "1e308",
+            "1.7976931348623157e308",
+            "5e-324",
+            "0.1",
+            "+3.",
+            ".25",
+        ],
     ),
 ];
 const JSON_TEXTS: &[&str] = &[
-    "null", "[]", "{}", "\"\\u00e4\\ud83d\\ude00\"", " {\"a\" : [1, -2.5e3, true, null, {\"b\":\"c\"}] } ", "1e100000",
-    "123456789012345678901234567890.5", "{\"a\":1,\"a\":2}",
+    "null",
+    "[]",
+    "{}",
+    "\"\\u00e4\\ud83d\\ude00\"",
+    " {\"a\" : [1, -2.5e3, true, null, {\"b\":\"c\"}] } ",
+    "1e100000",
+    "123456789012345678901234567890.5",
+    "{\"a\":1,\"a\":2}",
 ];
+
+/// Numbers with up to twelve digits on either side of the point, some of them written with an exponent.
+fn random_decimals(count: usize) -> Vec<String> {
+    const SEED: u64 = 3;
+    let mut random = StdRng::seed_from_u64(SEED);
+    let mut digits = |most: u32| random.random_range(0..10_u64.pow(most));
+    (0..count)
+        .map(|index| {
+            let (whole, fraction) = (digits(u32::try_from(index % 13).unwrap()), digits(6));
+            let sign = ["", "-", "+"][index % 3];
+            let exponent = ["", "", "e0", "e-6", "E+0"][index % 5];
+            format!("{sign}{whole}.{fraction:06}{exponent}")
+        })
+        .collect()
+}
 
 #[tokio::test]
 async fn what_is_stored_is_what_postgresql_reads_from_the_same_text() {
     let postgres = postgres().await;
-    let cases: Vec<(&str, &[&str])> = TEXTS.into_iter().chain([("jsonb", JSON_TEXTS)]).collect();
+    let random = random_decimals(200);
+    let random: Vec<_> = random.iter().map(String::as_str).collect();
+    let more = [("jsonb", JSON_TEXTS), ("numeric(24,12)", &random[..])];
+    let cases: Vec<(&str, &[&str])> = TEXTS.into_iter().chain(more).collect();
     let mut config = example();
     config.records = cases
         .iter()

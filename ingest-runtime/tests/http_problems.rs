@@ -1,5 +1,5 @@
 //! What clients can get wrong: each is told in RFC 9457's form what it was. No database is needed for that.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod harness;
 
@@ -17,17 +17,19 @@ fn runtime() -> Runtime {
     Runtime::start(&example(), None)
 }
 
-#[tokio::test]
-async fn bad_records_name_record_field_and_code() {
-    let runtime = runtime();
-    let order = |position: usize, value: &str| {
-        let mut fields: Vec<_> = ORDER.split('|').collect();
-        fields[position - 1] = value;
-        fields.join("|").into_bytes()
-    };
-    let mut invalid_utf8 = order(10, "x");
-    invalid_utf8.push(0xff);
-    let cases = [
+/// A record, the code that it is refused with, and the field that is to blame.
+type BadRecord = (Vec<u8>, &'static str, Option<(u64, Option<&'static str>)>);
+
+/// The example's record with another value at `position`.
+fn order(position: usize, value: &str) -> Vec<u8> {
+    let mut fields: Vec<_> = ORDER.split('|').collect();
+    fields[position - 1] = value;
+    fields.join("|").into_bytes()
+}
+
+#[rustfmt::skip]
+fn bad_records() -> Vec<BadRecord> {
+    vec![
         (Vec::new(), "empty_record", None),
         (b"\n".to_vec(), "empty_record", None),
         (format!("{ORDER}\n{ORDER}\n").into_bytes(), "more_than_one_record", None),
@@ -43,15 +45,28 @@ async fn bad_records_name_record_field_and_code() {
         (order(6, "2024-02-30"), "no_such_date", Some((6, Some("order_date")))),
         (order(6, "yesterday"), "not_a_date", Some((6, Some("order_date")))),
         (order(4, "FF"), "too_long", Some((4, Some("order_status")))),
-        (invalid_utf8, "invalid_utf8", Some((10, Some("comment")))),
+        ([&order(10, "x")[..], &[0xff]].concat(), "invalid_utf8", Some((10, Some("comment")))),
         (order(10, "a\0b"), "nul_character", Some((10, Some("comment")))),
-    ];
-    for (record, code, field) in cases {
+    ]
+}
+
+#[tokio::test]
+async fn bad_records_name_record_field_and_code() {
+    let runtime = runtime();
+    for (record, code, field) in bad_records() {
         let shown = String::from_utf8_lossy(&record).into_owned();
         let (status, problem) = runtime.ingest(record).await;
-        assert_eq!((status, kind(&problem)), (400, "invalid-record"), "{shown}: {problem}");
+        assert_eq!(
+            (status, kind(&problem)),
+            (400, "invalid-record"),
+            "{shown}: {problem}"
+        );
         let error = &problem["errors"][0];
-        assert_eq!((&error["code"], &error["record"]), (&code.into(), &1.into()), "{shown}: {problem}");
+        assert_eq!(
+            (&error["code"], &error["record"]),
+            (&code.into(), &1.into()),
+            "{shown}: {problem}"
+        );
         let (position, name) = field.unzip();
         assert_eq!(error["position"].as_u64(), position, "{shown}: {problem}");
         assert_eq!(error["field"].as_str(), name.flatten(), "{shown}: {problem}");
@@ -62,11 +77,18 @@ async fn bad_records_name_record_field_and_code() {
 async fn the_database_is_asked_only_for_good_records() {
     let runtime = runtime();
     let response = runtime.post(ORDER).send().await.unwrap();
-    let retry_after: u64 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    let retry_after: u64 = response.headers()["retry-after"]
+        .to_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!((1..=60).contains(&retry_after));
     let (status, problem) = answer(response).await;
     assert_eq!((status, kind(&problem)), (503, "database-unavailable"));
-    assert!(runtime.get_admin("/readyz").await.status().is_success(), "ready all the same");
+    assert!(
+        runtime.get_admin("/readyz").await.status().is_success(),
+        "ready all the same"
+    );
     assert!(!runtime.state().await.database.ready);
 }
 
@@ -74,19 +96,15 @@ async fn the_database_is_asked_only_for_good_records() {
 async fn content_that_is_not_read_is_refused() {
     let runtime = runtime();
     for content_type in ["application/json", "text/csv", "text/plain; charset=latin1"] {
-        let response = runtime.post(ORDER).header("content-type", content_type);
-        let response = runtime
-            .client
-            .execute({
-                let mut request = response.build().unwrap();
-                request.headers_mut().insert("content-type", content_type.parse().unwrap());
-                request
-            })
-            .await
-            .unwrap();
+        let request = runtime.client.post(runtime.url(INGEST_PATH)).body(ORDER);
+        let response = request.header("content-type", content_type).send().await.unwrap();
         assert_eq!(response.headers()["accept-post"], "text/plain");
         let (status, problem) = answer(response).await;
-        assert_eq!((status, kind(&problem)), (415, "unsupported-media-type"), "{content_type}");
+        assert_eq!(
+            (status, kind(&problem)),
+            (415, "unsupported-media-type"),
+            "{content_type}"
+        );
     }
     let request = runtime.client.post(runtime.url(INGEST_PATH)).body(ORDER);
     assert_eq!(answer(request.send().await.unwrap()).await.0, 415);
@@ -129,7 +147,14 @@ async fn a_client_that_waits_for_100_continue_is_refused_before_it_sends() {
 #[tokio::test]
 async fn unknown_paths_and_methods_are_told() {
     let runtime = runtime();
-    for path in ["/", "/api/ingest", "/api/ingest/message/", "/api/ingest/messages", "/%ff%00", "/metrics"] {
+    for path in [
+        "/",
+        "/api/ingest",
+        "/api/ingest/message/",
+        "/api/ingest/messages",
+        "/%ff%00",
+        "/metrics",
+    ] {
         let (status, problem) = answer(runtime.client.get(runtime.url(path)).send().await.unwrap()).await;
         assert_eq!((status, kind(&problem)), (404, "not-found"), "{path}");
     }
@@ -179,7 +204,11 @@ async fn malformed_idempotency_keys_are_told() {
     for key in ["", "\"a", "a b", &"k".repeat(256)] {
         let request = runtime.post(ORDER).header("idempotency-key", key);
         let (status, problem) = answer(request.send().await.unwrap()).await;
-        assert_eq!((status, kind(&problem)), (400, "invalid-idempotency-key"), "{key}");
+        assert_eq!(
+            (status, kind(&problem)),
+            (400, "invalid-idempotency-key"),
+            "{key}"
+        );
     }
 }
 
@@ -190,15 +219,38 @@ async fn what_is_no_http_is_told_so_too() {
     let huge = "x".repeat(100_000);
     for (request, status, kind) in [
         ("NONSENSE\r\n\r\n".to_owned(), 400, "malformed-request"),
-        ("GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n".to_owned(), 400, "malformed-request"),
-        (format!("POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n"), 400, "malformed-request"),
-        (format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nlong: {long}\r\n\r\n"), 431, "headers-too-large"),
-        (format!("GET / HTTP/1.1\r\nhost: a\r\nlong: {huge}\r\n\r\n"), 431, "headers-too-large"),
-        (format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "a: b\r\n".repeat(101)), 431, "headers-too-large"),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\nbad header\r\n\r\n".to_owned(),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-length: x\r\n\r\n"),
+            400,
+            "malformed-request",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nlong: {long}\r\n\r\n"),
+            431,
+            "headers-too-large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\nlong: {huge}\r\n\r\n"),
+            431,
+            "headers-too-large",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "a: b\r\n".repeat(101)),
+            431,
+            "headers-too-large",
+        ),
     ] {
         let shown = &request[..request.len().min(60)];
         let text = runtime.raw(&request).await;
-        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{shown}: {text}");
+        assert!(
+            text.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{shown}: {text}"
+        );
         assert!(text.contains("application/problem+json"), "{shown}: {text}");
         assert!(text.contains(kind), "{shown}: {text}");
     }
@@ -208,7 +260,10 @@ async fn what_is_no_http_is_told_so_too() {
 async fn a_request_with_two_lengths_is_the_last_of_its_connection() {
     let runtime = runtime();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
-    for headers in ["content-length: 4\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 4"] {
+    for headers in [
+        "content-length: 4\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 4",
+    ] {
         let request = format!(
             "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{headers}\r\n\r\n0\r\n\r\n{smuggled}"
         );
@@ -219,11 +274,26 @@ async fn a_request_with_two_lengths_is_the_last_of_its_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_serves_one_request_after_another() {
+    let runtime = runtime();
+    let record = "O|1";
+    let post = format!(
+        "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\n{record}"
+    );
+    let last = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let text = runtime.raw(format!("{post}{post}{last}")).await;
+    assert_eq!(text.matches("HTTP/1.1 400 ").count(), 2, "{text}");
+    assert_eq!(text.matches("HTTP/1.1 404 ").count(), 1, "{text}");
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_a_408() {
     let mut config = example();
     config.limits.timeout = nomnom_crds::Duration::from_millis(500);
     let runtime = Runtime::start(&config, None);
-    let head = format!("POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 50\r\n\r\nO|1");
+    let head = format!(
+        "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: 50\r\n\r\nO|1"
+    );
     let text = runtime.raw(head).await;
     assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
     assert!(text.contains("request-timeout"), "{text}");

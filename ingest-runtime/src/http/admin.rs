@@ -34,11 +34,11 @@ impl Admin {
             Method::GET | Method::HEAD => self.route(request.uri().path()),
             _ => Err(Problem::method_not_allowed("GET, HEAD")),
         };
-        Ok(answer.unwrap_or_else(|problem| problem.into_answer()))
+        Ok(answer.unwrap_or_else(Problem::into_answer))
     }
 
     /// Every route of the admin port.
-    fn route(&self, path: &str) -> Result<Answer, Box<Problem>> {
+    fn route(&self, path: &str) -> Result<Answer, Problem> {
         match path {
             "/livez" => Ok(text("ok\n", "text/plain")),
             "/readyz" => self.ready(),
@@ -55,7 +55,7 @@ impl Admin {
     }
 
     /// Ready from the moment that this port is open, whatever the database does, until the pod leaves.
-    fn ready(&self) -> Result<Answer, Box<Problem>> {
+    fn ready(&self) -> Result<Answer, Problem> {
         if self.shutdown.is_draining() {
             return Err(Problem::new(ProblemKind::Overloaded, "the pod is leaving"));
         }

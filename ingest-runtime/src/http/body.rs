@@ -76,7 +76,7 @@ impl Memory {
 
 impl Share<'_> {
     /// Makes the share as large as `bytes`, where there is room.
-    fn grow(&mut self, bytes: usize) -> Result<(), Box<Problem>> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
         if bytes <= UNCOUNTED_BYTES || bytes <= self.bytes {
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl Drop for Share<'_> {
 }
 
 /// Reads a body. One that came in one piece, as small ones do, is not copied.
-pub(super) async fn read<'a>(mut body: Incoming, rules: Rules<'a>) -> Result<Body<'a>, Box<Problem>> {
+pub(super) async fn read(mut body: Incoming, rules: Rules<'_>) -> Result<Body<'_>, Problem> {
     let mut share = rules.memory.share();
     if let Some(length) = body.size_hint().exact() {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -116,8 +116,7 @@ pub(super) async fn read<'a>(mut body: Incoming, rules: Rules<'a>) -> Result<Bod
         }
         share.grow(length)?;
     }
-    let first = next_data(&mut body, rules).await?.unwrap_or_default();
-    let mut bytes = first;
+    let mut bytes = next_data(&mut body, rules).await?.unwrap_or_default();
     let mut joined: Option<BytesMut> = None;
     loop {
         let length = joined.as_ref().map_or(bytes.len(), BytesMut::len);
@@ -142,15 +141,13 @@ pub(super) async fn read<'a>(mut body: Incoming, rules: Rules<'a>) -> Result<Bod
 }
 
 /// The next piece; none at the end.
-async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes>, Box<Problem>> {
+async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes>, Problem> {
     loop {
         match timeout_at(rules.deadline, body.frame()).await {
             Ok(None) => return Ok(None),
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => return Ok(Some(data)),
-                // Trailers say nothing that is used here.
-                Err(_) => {}
-            },
+            // Trailers, the other kind of frame, say nothing that is used here.
+            Ok(Some(Ok(frame))) if frame.is_data() => return Ok(frame.into_data().ok()),
+            Ok(Some(Ok(_))) => {}
             Ok(Some(Err(_))) => {
                 let detail = "the body is not what its headers say, or ended early; nothing was stored";
                 return Err(Problem::new(ProblemKind::MalformedRequest, detail).closing());
@@ -163,7 +160,7 @@ async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes
     }
 }
 
-async fn refuse(mut body: Incoming, rules: Rules<'_>) -> Box<Problem> {
+async fn refuse(mut body: Incoming, rules: Rules<'_>) -> Problem {
     if !rules.expects_continue {
         // Whether it arrived or not, the answer is the same.
         let _ = timeout(DISCARD_TIME, discard(&mut body)).await;
@@ -178,5 +175,28 @@ async fn discard(body: &mut Incoming) {
         && let Some(Ok(frame)) = body.frame().await
     {
         bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_share_a_bounded_memory_and_give_it_back() {
+        let memory = Memory::new(&LimitsConfig {
+            max_body_bytes: 1024,
+            timeout: nomnom_crds::Duration::from_millis(1),
+        });
+        let mut small = memory.share();
+        small.grow(UNCOUNTED_BYTES).unwrap();
+        let mut large = memory.share();
+        large.grow(MIN_MEMORY_BYTES / 2).unwrap();
+        large.grow(MIN_MEMORY_BYTES).unwrap();
+        let refused = memory.share().grow(UNCOUNTED_BYTES + 1).unwrap_err();
+        assert_eq!(refused.kind(), ProblemKind::Overloaded);
+        drop(large);
+        memory.share().grow(MIN_MEMORY_BYTES).unwrap();
+        assert_eq!(memory.used.load(Ordering::Relaxed), 0);
     }
 }

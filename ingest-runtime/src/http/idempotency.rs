@@ -11,7 +11,7 @@ const NAME: HeaderName = HeaderName::from_static("idempotency-key");
 const MAX_LENGTH: usize = 255;
 
 /// The key of a request, where it has one.
-pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Box<Problem>> {
+pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(NAME).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -65,7 +65,7 @@ mod tests {
     fn read(value: &str) -> Result<Option<String>, &'static str> {
         let mut headers = HeaderMap::new();
         headers.insert(NAME, HeaderValue::from_bytes(value.as_bytes()).unwrap());
-        key(&headers).map_err(|problem| problem.kind.name())
+        key(&headers).map_err(|problem| problem.kind().name())
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use chrono::{DateTime, Datelike, Timelike, Utc};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use hyper::body::Incoming;
+use tokio::time::Instant as Deadline;
 use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
@@ -37,20 +38,16 @@ pub(super) async fn post(endpoint: &Endpoint, request: Request<Incoming>, start:
             persisted(id)
         }
         Err(problem) => {
-            measured.failed(problem.kind);
+            measured.failed(problem.kind());
             problem.into_answer()
         }
     }
 }
 
 /// Reads, checks and commits a record.
-async fn store(
-    endpoint: &Endpoint,
-    request: Request<Incoming>,
-    start: Instant,
-) -> Result<Uuid, Box<Problem>> {
+async fn store(endpoint: &Endpoint, request: Request<Incoming>, start: Instant) -> Result<Uuid, Problem> {
     let limits = &endpoint.config.limits;
-    let deadline = tokio::time::Instant::from_std(start + limits.timeout.as_std());
+    let deadline = Deadline::from_std(start + limits.timeout.as_std());
     let (head, incoming) = request.into_parts();
     check_content(&head.headers)?;
     let key = idempotency::key(&head.headers)?;
@@ -61,19 +58,39 @@ async fn store(
         expects_continue: head.headers.contains_key(header::EXPECT),
     };
     let body = body::read(incoming, rules).await?;
+    commit(endpoint, key.as_deref(), &body.bytes, deadline).await
+}
+
+/// Commits a record under a new id, or under the one that its key gives it.
+async fn commit(
+    endpoint: &Endpoint,
+    key: Option<&str>,
+    record: &[u8],
+    deadline: Deadline,
+) -> Result<Uuid, Problem> {
     for _ in 0..ID_ATTEMPTS {
         // Decoded anew where an id was taken: that never happens, and a copy for it would be made each time.
-        let row = endpoint
-            .decoder
-            .decode(&body.bytes)
-            .map_err(Problem::invalid_record)?;
-        let message = message(endpoint, key.as_deref(), &body.bytes, row);
+        let row = endpoint.decoder.decode(record).map_err(Problem::invalid_record)?;
+        let message = message(endpoint, key, record, row);
         let id = message.id;
-        match endpoint.store.write(message, deadline).await {
+        return Err(match endpoint.store.write(message, deadline).await {
             Outcome::Persisted => return Ok(id),
-            Outcome::IdTaken => tracing::warn!(message_id = %id, "a new message id was taken already"),
-            outcome => return Err(refusal(outcome, id)),
-        }
+            Outcome::IdTaken => {
+                tracing::warn!(message_id = %id, "a new message id was taken already");
+                continue;
+            }
+            Outcome::Rejected {
+                column,
+                code,
+                message,
+            } => Problem::refused_by_database(column, code, message),
+            Outcome::KeyConflict => Problem::new(
+                ProblemKind::KeyReused,
+                "nothing was stored: give each record a key of its own, and repeat a record byte for byte",
+            ),
+            Outcome::Unavailable { retry_after, .. } => Problem::database_unavailable(retry_after),
+            Outcome::Unknown => Problem::outcome_unknown(id),
+        });
     }
     Err(Problem::database_unavailable(ID_RETRY_AFTER))
 }
@@ -94,24 +111,8 @@ fn message(endpoint: &Endpoint, key: Option<&str>, record: &[u8], row: Row) -> M
     }
 }
 
-fn refusal(outcome: Outcome, id: Uuid) -> Box<Problem> {
-    match outcome {
-        Outcome::Rejected {
-            column,
-            code,
-            message,
-        } => Problem::refused_by_database(column, code, message),
-        Outcome::KeyConflict => Problem::new(
-            ProblemKind::KeyReused,
-            "nothing was stored: give each record a key of its own, and repeat a record byte for byte",
-        ),
-        Outcome::Unavailable { retry_after, .. } => Problem::database_unavailable(retry_after),
-        Outcome::Unknown | Outcome::Persisted | Outcome::IdTaken => Problem::outcome_unknown(id),
-    }
-}
-
 /// Refuses whatever is not plain text in UTF-8.
-fn check_content(headers: &HeaderMap) -> Result<(), Box<Problem>> {
+fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     let unsupported = |detail: &'static str| {
         Problem::new(ProblemKind::UnsupportedMediaType, detail)
             .header(
@@ -204,7 +205,7 @@ mod tests {
     fn check(content_type: &'static str) -> Result<(), &'static str> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        check_content(&headers).map_err(|problem| problem.kind.name())
+        check_content(&headers).map_err(|problem| problem.kind().name())
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! The outside of the runtime: every route, on the public port and on the pod's own.
 //!
 //! Requests go from hyper straight to these functions, without a router's boxes in between: on the path of every
-//! record, what is not done is what is fast. Whatever is no answer is a [`problem`], in RFC 9457's form.
+//! record, what is not done is what is fast. What is no success is a problem, in RFC 9457's form.
 
 mod activity;
 mod admin;
 mod body;
 mod idempotency;
 mod ingest;
+mod listener;
 mod problem;
 mod server;
 mod status;
@@ -92,7 +93,7 @@ impl Endpoint {
     }
 
     /// Every public route.
-    async fn route(&self, request: Request<Incoming>, start: Instant) -> Result<Answer, Box<Problem>> {
+    async fn route(&self, request: Request<Incoming>, start: Instant) -> Result<Answer, Problem> {
         check_head(&request)?;
         let (method, path) = (request.method(), request.uri().path());
         if path == INGEST_PATH {
@@ -103,7 +104,7 @@ impl Endpoint {
         }
         if let Some(id) = path.strip_prefix(STATUS_PATH) {
             return match *method {
-                Method::GET | Method::HEAD => status::get(self, id).await,
+                Method::GET | Method::HEAD => status::get(self, id, start).await,
                 _ => Err(Problem::method_not_allowed("GET, HEAD")),
             };
         }
@@ -112,12 +113,16 @@ impl Endpoint {
 }
 
 /// Refuses a head that is too large. hyper's own limits are wider and its refusals plain.
-fn check_head(request: &Request<Incoming>) -> Result<(), Box<Problem>> {
+fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
     let headers = request.headers().iter();
     let bytes: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    if bytes + request.uri().path().len() > MAX_HEADER_BYTES {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    if bytes + path > MAX_HEADER_BYTES {
         let detail = format!("path and headers are longer than {MAX_HEADER_BYTES} bytes");
         return Err(Problem::new(ProblemKind::HeadersTooLarge, detail).closing());
     }

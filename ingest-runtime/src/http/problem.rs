@@ -87,10 +87,13 @@ kinds!(
     OutcomeUnknown => GATEWAY_TIMEOUT, "outcome-unknown", "The outcome is not known";
 );
 
-/// A problem, on its way to be answered.
+/// A problem, on its way to be answered. Boxed, since it is seldom there.
 #[derive(Debug)]
-pub(super) struct Problem {
-    pub(super) kind: ProblemKind,
+pub(super) struct Problem(Box<Details>);
+
+#[derive(Debug)]
+struct Details {
+    kind: ProblemKind,
     detail: Cow<'static, str>,
     errors: Vec<ErrorItem>,
     message_id: Option<Uuid>,
@@ -126,26 +129,30 @@ struct ErrorItem {
 }
 
 impl Problem {
-    pub(super) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Box<Self> {
-        Box::new(Self {
+    pub(super) fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Details {
             kind,
             detail: detail.into(),
             errors: Vec::new(),
             message_id: None,
             headers: Vec::new(),
-        })
+        }))
     }
 
-    pub(super) fn not_found() -> Box<Self> {
+    pub(super) fn kind(&self) -> ProblemKind {
+        self.0.kind
+    }
+
+    pub(super) fn not_found() -> Self {
         Self::new(ProblemKind::NotFound, "records are posted to /api/ingest/message")
     }
 
-    pub(super) fn method_not_allowed(allowed: &'static str) -> Box<Self> {
+    pub(super) fn method_not_allowed(allowed: &'static str) -> Self {
         Self::new(ProblemKind::MethodNotAllowed, format!("use {allowed}"))
             .header(header::ALLOW, HeaderValue::from_static(allowed))
     }
 
-    pub(super) fn invalid_record(invalid: InvalidRecord) -> Box<Self> {
+    pub(super) fn invalid_record(invalid: InvalidRecord) -> Self {
         let detail = match invalid.errors.as_slice() {
             [error] => place(error),
             errors => format!("record 1: {} fields are not valid", errors.len()),
@@ -159,21 +166,17 @@ impl Problem {
             message: error.message,
             sqlstate: None,
         });
-        problem.errors.extend(items);
+        problem.0.errors.extend(items);
         problem
     }
 
     /// PostgreSQL refused the row for what is in it.
-    pub(super) fn refused_by_database(
-        column: Option<String>,
-        sqlstate: String,
-        message: String,
-    ) -> Box<Self> {
+    pub(super) fn refused_by_database(column: Option<String>, sqlstate: String, message: String) -> Self {
         let mut problem = Self::new(
             ProblemKind::InvalidRecord,
             format!("record 1: the database refuses the row: {message}"),
         );
-        problem.errors.push(ErrorItem {
+        problem.0.errors.push(ErrorItem {
             record: 1,
             field: column,
             position: None,
@@ -184,7 +187,7 @@ impl Problem {
         problem
     }
 
-    pub(super) fn database_unavailable(retry_after: Duration) -> Box<Self> {
+    pub(super) fn database_unavailable(retry_after: Duration) -> Self {
         Self::new(
             ProblemKind::DatabaseUnavailable,
             "nothing was stored; send the request again after the time that Retry-After tells",
@@ -192,23 +195,23 @@ impl Problem {
         .retry_after(retry_after)
     }
 
-    pub(super) fn outcome_unknown(id: Uuid) -> Box<Self> {
+    pub(super) fn outcome_unknown(id: Uuid) -> Self {
         let mut problem = Self::new(
             ProblemKind::OutcomeUnknown,
             "the deadline passed while the record was being committed: ask for the message's status, or send the \
              request again with the same Idempotency-Key",
         );
-        problem.message_id = Some(id);
+        problem.0.message_id = Some(id);
         problem
     }
 
-    pub(super) fn header(mut self: Box<Self>, name: HeaderName, value: HeaderValue) -> Box<Self> {
-        self.headers.push((name, value));
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.headers.push((name, value));
         self
     }
 
     /// Says when to try again, somewhat spread.
-    pub(super) fn retry_after(self: Box<Self>, after: Duration) -> Box<Self> {
+    pub(super) fn retry_after(self, after: Duration) -> Self {
         let spread = 1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>();
         let seconds = (after.as_secs_f64() * spread).clamp(*RETRY_SECONDS.start(), *RETRY_SECONDS.end());
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 60")]
@@ -217,23 +220,23 @@ impl Problem {
     }
 
     /// Closes the connection after the answer, since what the client sends on it is not read to its end.
-    pub(super) fn closing(self: Box<Self>) -> Box<Self> {
+    pub(super) fn closing(self) -> Self {
         self.header(header::CONNECTION, HeaderValue::from_static("close"))
     }
 
     pub(super) fn into_answer(self) -> Answer {
         let mut answer = Response::new(Full::new(self.body()));
-        *answer.status_mut() = self.kind.status();
+        *answer.status_mut() = self.0.kind.status();
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
-        headers.extend(self.headers);
+        headers.extend(self.0.headers);
         answer
     }
 
     /// The answer for a connection that hyper does not serve any more.
     pub(super) fn into_closing_bytes(self) -> Vec<u8> {
         let body = self.body();
-        let status = self.kind.status();
+        let status = self.0.kind.status();
         let head = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\n",
             status.as_u16(),
@@ -241,7 +244,7 @@ impl Problem {
             body.len()
         );
         let mut bytes = head.into_bytes();
-        for (name, value) in &self.headers {
+        for (name, value) in &self.0.headers {
             bytes.extend_from_slice(name.as_str().as_bytes());
             bytes.extend_from_slice(b": ");
             bytes.extend_from_slice(value.as_bytes());
@@ -254,12 +257,12 @@ impl Problem {
 
     fn body(&self) -> Bytes {
         let document = Document {
-            r#type: format!("{TYPE_PREFIX}{}", self.kind.name()),
-            title: self.kind.title(),
-            status: self.kind.status().as_u16(),
-            detail: &self.detail,
-            message_id: self.message_id,
-            errors: &self.errors,
+            r#type: format!("{TYPE_PREFIX}{}", self.0.kind.name()),
+            title: self.0.kind.title(),
+            status: self.0.kind.status().as_u16(),
+            detail: &self.0.detail,
+            message_id: self.0.message_id,
+            errors: &self.0.errors,
         };
         // Texts and numbers are always JSON.
         serde_json::to_vec(&document).unwrap_or_default().into()
@@ -284,12 +287,12 @@ mod tests {
     fn retry_after_is_spread_around_its_time_and_bounded() {
         let seconds = |after: Duration| -> u16 {
             let problem = Problem::database_unavailable(after);
-            problem.headers[0].1.to_str().unwrap().parse().unwrap()
+            problem.0.headers[0].1.to_str().unwrap().parse().unwrap()
         };
         for _ in 0..100 {
             assert!((8..=12).contains(&seconds(Duration::from_secs(10))));
             assert_eq!(seconds(Duration::ZERO), 1);
-            assert_eq!(seconds(Duration::from_secs(3600)), 60);
+            assert_eq!(seconds(Duration::from_hours(1)), 60);
         }
     }
 

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::FutureExt;
 use http::Request;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -23,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Answer,
     activity::{Activity, Stalled, Watched},
+    listener,
     problem::{Problem, ProblemKind},
 };
 use crate::shutdown::Shutdown;
@@ -35,8 +35,6 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long connections that were accepted last have to send their request, once no more are accepted.
 const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
-/// The pause after a failed accept, which is nearly always a lack of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// When to come again where there are too many connections.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -96,17 +94,13 @@ impl Server {
                     Ok((stream, _)) => accept(stream),
                     Err(error) => {
                         tracing::warn!(%error, "failed to accept a connection");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        tokio::time::sleep(listener::ACCEPT_PAUSE).await;
                     }
                 },
                 () = self.options.shutdown.closing() => break,
             }
         }
-        // Those that the kernel has accepted already are clients with a connection.
-        while let Some(Ok((stream, _))) = self.listener.accept().now_or_never() {
-            accept(stream);
-        }
-        drop(self.listener);
+        listener::close(self.listener, accept).await;
         tracker.close();
         let finish = async {
             if tokio::time::timeout(LAST_REQUEST_TIME, tracker.wait())
@@ -189,10 +183,13 @@ impl Connection {
                     connection.as_mut().graceful_shutdown();
                 }
                 _ = check.tick() => match activity.stalled(Instant::now()) {
-                    Some(Stalled::Idle) => connection.as_mut().graceful_shutdown(),
-                    // What is no request yet is owed no answer.
-                    Some(Stalled::Head) => break,
                     None => {}
+                    Some(Stalled::Idle) if !told => {
+                        told = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    // What is no request yet is owed no answer, and who reads no answer is not waited for.
+                    Some(_) => break,
                 },
             }
         }

@@ -2,10 +2,11 @@
 //!
 //! The id's MAC says that this pipeline issued it; its row says that it is committed.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderValue, header};
 use serde::Serialize;
+use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use super::{
@@ -15,19 +16,19 @@ use super::{
 use crate::receipt::Verdict;
 
 /// How long the absence of a row says something: its owner may delete rows that are older.
-const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const RETENTION: Duration = Duration::from_hours(7 * 24);
 /// The length of a UUID with hyphens: the only form in which ids are given out.
 const ID_LENGTH: usize = 36;
 
 #[derive(Serialize)]
-struct Status {
+struct Found {
     message_id: Uuid,
     status: &'static str,
     message: &'static str,
 }
 
 /// Answers the status of a message.
-pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Box<Problem>> {
+pub(super) async fn get(endpoint: &Endpoint, id: &str, start: Instant) -> Result<Answer, Problem> {
     let unknown = || {
         let detail = "no pod of this pipeline gave out this message id";
         Problem::new(ProblemKind::UnknownMessage, detail)
@@ -40,7 +41,15 @@ pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Box<Pro
     if verdict == Verdict::Forged {
         return Err(unknown());
     }
-    let (status, message) = match endpoint.store.find(id).await {
+    let timeout = endpoint.config.limits.timeout.as_std();
+    let unavailable = |retry_after| {
+        let detail = "the status cannot be looked up now";
+        Problem::new(ProblemKind::DatabaseUnavailable, detail).retry_after(retry_after)
+    };
+    let found = timeout_at((start + timeout).into(), endpoint.store.find(id))
+        .await
+        .map_err(|_| unavailable(timeout))?;
+    let (status, message) = match found {
         Ok(true) => ("persisted", "the record is committed"),
         Ok(false) if is_old(verdict) => (
             "expired",
@@ -48,17 +57,12 @@ pub(super) async fn get(endpoint: &Endpoint, id: &str) -> Result<Answer, Box<Pro
         ),
         Ok(false) => (
             "unknown",
-            "no row of the message is there, and it was not acknowledged: send it again, with the same \
-             Idempotency-Key where it had one",
+            "no row of the message is there: where it was not deleted, the message was not acknowledged; send it \
+             again, with the same Idempotency-Key where it had one",
         ),
-        Err(unavailable) => {
-            let detail = "the status cannot be looked up now";
-            return Err(
-                Problem::new(ProblemKind::DatabaseUnavailable, detail).retry_after(unavailable.retry_after)
-            );
-        }
+        Err(refusal) => return Err(unavailable(refusal.retry_after)),
     };
-    let body = serde_json::to_vec(&Status {
+    let body = serde_json::to_vec(&Found {
         message_id: id,
         status,
         message,

@@ -44,7 +44,7 @@ struct RecordType {
 #[derive(Debug)]
 struct Column {
     name: String,
-    column_type: ColumnType,
+    r#type: ColumnType,
     nullable: bool,
 }
 
@@ -179,7 +179,7 @@ impl RecordType {
             .iter()
             .map(|column| Column {
                 name: column.name.clone(),
-                column_type: column.column_type,
+                r#type: column.column_type,
                 nullable: column.nullable,
             })
             .collect();
@@ -188,7 +188,10 @@ impl RecordType {
                 .matches
                 .as_ref()
                 .map(|matches| matches.as_bytes().to_vec().into_boxed_slice()),
-            overhead: columns.len() * (size_of::<i32>() + value::MAX_GROWTH),
+            overhead: columns
+                .iter()
+                .map(|column| size_of::<i32>() + value::growth(column.r#type))
+                .sum(),
             columns,
         }
     }
@@ -218,7 +221,7 @@ impl RecordType {
 impl Column {
     /// Appends the field with its length.
     fn encode(&self, text: &str, out: &mut Vec<u8>) -> Result<(), Refusal> {
-        let is_text = matches!(self.column_type, ColumnType::Text | ColumnType::Varchar(_));
+        let is_text = matches!(self.r#type, ColumnType::Text | ColumnType::Varchar(_));
         if text.is_empty() && (self.nullable || !is_text) {
             if self.nullable {
                 out.extend_from_slice(&(-1_i32).to_be_bytes());
@@ -226,15 +229,12 @@ impl Column {
             }
             return Err(Refusal::new(
                 Code::MissingValue,
-                format!(
-                    "is empty, but the column is {} and not nullable",
-                    self.column_type
-                ),
+                format!("is empty, but the column is {} and not nullable", self.r#type),
             ));
         }
         let start = out.len();
         out.extend_from_slice(&[0; size_of::<i32>()]);
-        value::encode(self.column_type, text, out)?;
+        value::encode(self.r#type, text, out)?;
         let length = i32::try_from(out.len() - start - size_of::<i32>())
             .map_err(|_| Refusal::new(Code::TooLong, "is longer than PostgreSQL can store"))?;
         out[start..start + size_of::<i32>()].copy_from_slice(&length.to_be_bytes());

@@ -13,6 +13,19 @@ const FRACTION_DIGITS: usize = 6;
 /// The greatest offset that PostgreSQL reads, in hours (the greatest in use is 14).
 const MAX_OFFSET_HOURS: i64 = 15;
 
+/// A day as it is written, whether or not it exists.
+struct Written {
+    year: i64,
+    month: i64,
+    day: i64,
+}
+
+/// What follows a time of day.
+enum Offset {
+    Missing,
+    Seconds(i64),
+}
+
 /// Days since 2000-01-01 of `YYYY-MM-DD`.
 pub(super) fn date(text: &str) -> Result<i32, Refusal> {
     match split_date(text.as_bytes()) {
@@ -27,8 +40,8 @@ pub(super) fn date(text: &str) -> Result<i32, Refusal> {
 /// Microseconds since 2000-01-01 00:00:00 of a local time.
 pub(super) fn timestamp(text: &str) -> Result<i64, Refusal> {
     match moment(text)? {
-        (microseconds, None) => Ok(microseconds),
-        (_, Some(_)) => Err(Refusal::new(
+        (microseconds, Offset::Missing) => Ok(microseconds),
+        (_, Offset::Seconds(_)) => Err(Refusal::new(
             Code::OffsetNotAllowed,
             "has an offset from UTC, but the column is a timestamp without time zone",
         )),
@@ -38,16 +51,16 @@ pub(super) fn timestamp(text: &str) -> Result<i64, Refusal> {
 /// Microseconds since 2000-01-01 00:00:00 UTC of a time with an offset.
 pub(super) fn timestamptz(text: &str) -> Result<i64, Refusal> {
     match moment(text)? {
-        (microseconds, Some(offset)) => Ok(microseconds - offset * MICROSECONDS_PER_SECOND),
-        (_, None) => Err(Refusal::new(
+        (microseconds, Offset::Seconds(offset)) => Ok(microseconds - offset * MICROSECONDS_PER_SECOND),
+        (_, Offset::Missing) => Err(Refusal::new(
             Code::OffsetMissing,
             "has no offset from UTC: append Z or one such as +02:00",
         )),
     }
 }
 
-/// A date and time of day in microseconds since 2000, and the offset in seconds where there is one.
-fn moment(text: &str) -> Result<(i64, Option<i64>), Refusal> {
+/// A date and time of day in microseconds since 2000, and what follows it.
+fn moment(text: &str) -> Result<(i64, Offset), Refusal> {
     let malformed = || {
         Refusal::new(
             Code::NotATimestamp,
@@ -74,16 +87,17 @@ fn moment(text: &str) -> Result<(i64, Option<i64>), Refusal> {
     Ok((seconds * MICROSECONDS_PER_SECOND + fraction, offset))
 }
 
-/// Year, month and day at the head of a text, whether or not they exist, and what follows them.
-fn split_date(text: &[u8]) -> Option<((i64, i64, i64), &[u8])> {
+/// The day at the head of a text, and what follows it.
+fn split_date(text: &[u8]) -> Option<(Written, &[u8])> {
     let (century, rest) = two_digits(text)?;
     let (year, rest) = two_digits(rest)?;
     let (month, rest) = prefixed_two_digits(b'-', rest)?;
     let (day, rest) = prefixed_two_digits(b'-', rest)?;
-    Some(((century * 100 + year, month, day), rest))
+    let year = century * 100 + year;
+    Some((Written { year, month, day }, rest))
 }
 
-fn day((year, month, day): (i64, i64, i64)) -> Result<i32, Refusal> {
+fn day(Written { year, month, day }: Written) -> Result<i32, Refusal> {
     let number = |value: i64| u32::try_from(value).unwrap_or_default();
     i32::try_from(year)
         .ok()
@@ -118,10 +132,10 @@ fn fraction(text: &[u8], malformed: impl Fn() -> Refusal) -> Result<(i64, &[u8])
 }
 
 /// The offset that `text` is, in seconds: nothing, `Z`, `+02`, `+0200` or `+02:00`.
-fn offset(text: &[u8]) -> Option<Option<i64>> {
+fn offset(text: &[u8]) -> Option<Offset> {
     let (sign, rest) = match text {
-        [] => return Some(None),
-        [b'Z' | b'z'] => return Some(Some(0)),
+        [] => return Some(Offset::Missing),
+        [b'Z' | b'z'] => return Some(Offset::Seconds(0)),
         [b'+', rest @ ..] => (1, rest),
         [b'-', rest @ ..] => (-1, rest),
         _ => return None,
@@ -132,7 +146,7 @@ fn offset(text: &[u8]) -> Option<Option<i64>> {
         [b':', rest @ ..] | rest => two_digits(rest).filter(|(_, rest)| rest.is_empty())?.0,
     };
     let exists = hours <= MAX_OFFSET_HOURS && minutes < 60;
-    exists.then_some(Some(sign * (hours * 3600 + minutes * 60)))
+    exists.then_some(Offset::Seconds(sign * (hours * 3600 + minutes * 60)))
 }
 
 fn two_digits(text: &[u8]) -> Option<(i64, &[u8])> {

@@ -6,9 +6,26 @@ use uuid::Uuid;
 
 use super::{Code, Refusal, json, numeric, time};
 
-/// How much longer than its text a value can be, numbers with exponents aside: `1` as `numeric` (8 bytes of head
-/// and 2 for each digit of base 10,000).
-pub(super) const MAX_GROWTH: usize = 9;
+/// By how many bytes a value can be longer than its text, numbers with exponents aside.
+pub(super) const fn growth(column_type: ColumnType) -> usize {
+    match column_type {
+        // The text is a digit at least.
+        ColumnType::Bigint | ColumnType::DoublePrecision => size_of::<i64>() - 1,
+        ColumnType::Integer => size_of::<i32>() - 1,
+        ColumnType::Smallint => size_of::<i16>() - 1,
+        // 8 bytes of head, and 2 for each digit of base 10,000.
+        ColumnType::Numeric { .. } => 9,
+        // The version before the text.
+        ColumnType::Jsonb => 1,
+        ColumnType::Text
+        | ColumnType::Varchar(_)
+        | ColumnType::Boolean
+        | ColumnType::Date
+        | ColumnType::Timestamp
+        | ColumnType::Timestamptz
+        | ColumnType::Uuid => 0,
+    }
+}
 
 /// Appends `text`, which is not empty unless the type is text, as a value of `column_type`.
 pub(super) fn encode(column_type: ColumnType, text: &str, out: &mut Vec<u8>) -> Result<(), Refusal> {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::{
     Outcome,
     channel::Entry,
-    error::{Class, Failure, UNIQUE_VIOLATION},
+    error::{Class, Failure, LOCK_NOT_AVAILABLE, UNIQUE_VIOLATION},
     refusal::{Refusal, jittered},
     session::{Committed, Failed, Session},
     shared::Shared,
@@ -116,17 +116,19 @@ impl<'a> Batch<'a> {
         let failure = failed.failure;
         match failure.class {
             Class::ConnectionLost => self.lose(part, failed.in_doubt),
-            Class::Transient(_) => self.refuse_all(part, &failure.refusal()),
             Class::Retry if part.retries < MAX_RETRIES => {
                 part.retries += 1;
                 sleep(jittered(RETRY_DELAY)).await;
                 self.parts.push(part);
             }
-            Class::Retry => self.refuse_all(part, &failure.refusal()),
-            Class::Permanent if failure.code == UNIQUE_VIOLATION && !part.guarded => {
-                self.resolve_taken(part, failure).await;
+            Class::Transient(_) if part.guarded && failure.code == LOCK_NOT_AVAILABLE => {
+                self.resolve_locked(part, &failure).await;
             }
-            Class::Permanent => self.halve(part, failure),
+            Class::Transient(_) | Class::Retry => self.refuse_all(part, &failure.refusal()),
+            Class::Permanent if failure.code == UNIQUE_VIOLATION && !part.guarded => {
+                self.resolve_taken(part, &failure).await;
+            }
+            Class::Permanent => self.halve(part, &failure),
         }
     }
 
@@ -159,8 +161,22 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Rows with keys wait for others with the same: a pod that is frozen in the middle holds them up, which is no
+    /// reason to refuse everybody else. Where the table itself is locked, the comparison sees that too.
+    async fn resolve_locked(&mut self, part: Part, failure: &Failure) {
+        let refusal = self
+            .shared
+            .verify_tables()
+            .await
+            .err()
+            .unwrap_or_else(|| failure.refusal());
+        for row in part.rows {
+            self.refuse(row, refusal.outcome());
+        }
+    }
+
     /// A unique index refuses a row: that of the ids, or one that is somebody else's.
-    async fn resolve_taken(&mut self, part: Part, failure: Failure) {
+    async fn resolve_taken(&mut self, part: Part, failure: &Failure) {
         let places = match self.session.present_places(&part.rows).await {
             Ok(places) => places,
             Err(failure) => {
@@ -187,14 +203,14 @@ impl<'a> Batch<'a> {
         self.push(free, false);
     }
 
-    fn halve(&mut self, mut part: Part, failure: Failure) {
+    fn halve(&mut self, mut part: Part, failure: &Failure) {
         if part.rows.len() == 1 {
             self.alone
                 .extend(part.rows.into_iter().map(|row| (row, failure.clone())));
             return;
         }
-        if self.is_drift(&failure) {
-            return self.refuse_all(part, &drift(&failure));
+        if self.is_drift(failure) {
+            return self.refuse_all(part, &drift(failure));
         }
         let second = part.rows.split_off(part.rows.len() / 2);
         for rows in [second, part.rows] {
@@ -228,7 +244,9 @@ impl<'a> Batch<'a> {
         let failure = failure.clone();
         let one_code = self.alone.iter().all(|(_, other)| other.code == failure.code);
         let all = self.stored == 0 && self.pending.is_empty();
-        let drifted = (all && one_code && self.alone.len() >= DRIFT_ROWS) || self.is_drift(&failure);
+        let enough = self.alone.len() >= DRIFT_ROWS || self.shared.suspects_drift();
+        let drifted =
+            (all && one_code && enough) || self.alone.iter().any(|(_, failure)| self.is_drift(failure));
         let verdict = if drifted {
             Err(drift(&failure))
         } else {

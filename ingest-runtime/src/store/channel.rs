@@ -264,3 +264,107 @@ pub(super) enum SendError {
     /// No room came free before the deadline.
     Full,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nomnom_crds::runtime::state::DatabaseReason;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::record::Row;
+
+    fn message(bytes: usize) -> Message {
+        Message {
+            id: Uuid::nil(),
+            key_hash: None,
+            row: Row {
+                record_type: 0,
+                fields: vec![0; bytes].into(),
+            },
+        }
+    }
+
+    fn open() -> Channel {
+        let channel = Channel::closed(Refusal::new(DatabaseReason::Unreachable, ""));
+        channel.open();
+        channel
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_mins(1)
+    }
+
+    #[tokio::test]
+    async fn a_row_is_taken_or_withdrawn_but_never_both() {
+        let channel = open();
+        let withdrawn = channel.send(message(1), soon()).await.unwrap();
+        let taken = channel.send(message(1), soon()).await.unwrap();
+        assert!(withdrawn.withdraw());
+        assert_eq!(channel.take().rows.len(), 1);
+        assert!(!taken.withdraw());
+        assert!(withdrawn.withdraw());
+    }
+
+    #[tokio::test]
+    async fn a_row_past_its_deadline_is_not_taken() {
+        let channel = open();
+        let ticket = channel.send(message(1), Instant::now()).await.unwrap();
+        assert!(channel.take().rows.is_empty());
+        assert!(ticket.withdraw());
+    }
+
+    #[tokio::test]
+    async fn a_closed_channel_refuses_what_waits_and_what_comes() {
+        let channel = open();
+        let ticket = channel.send(message(1), soon()).await.unwrap();
+        let refusal = Refusal::new(DatabaseReason::ReadOnly, "");
+        channel.close(&refusal);
+        assert!(matches!(
+            ticket.wait().await,
+            Outcome::Unavailable {
+                reason: DatabaseReason::ReadOnly,
+                ..
+            }
+        ));
+        assert!(matches!(
+            channel.send(message(1), soon()).await,
+            Err(SendError::Closed(closed)) if *closed == refusal
+        ));
+    }
+
+    #[tokio::test]
+    async fn rows_and_bytes_are_bounded_until_they_are_answered() {
+        let channel = open();
+        let megabyte = 1024 * UNIT_BYTES - 1;
+        for _ in 0..32 {
+            channel.send(message(megabyte), soon()).await.unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_millis(1);
+        assert!(matches!(
+            channel.send(message(1), deadline).await,
+            Err(SendError::Full)
+        ));
+        let batch = channel.take().rows;
+        assert_eq!(batch.len(), 5, "a batch of 4 MiB, and the row that made it full");
+        assert!(matches!(
+            channel.send(message(1), Instant::now()).await,
+            Err(SendError::Full)
+        ));
+        drop(batch);
+        channel.send(message(1), soon()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_rows_behind_wakes_the_next_writer() {
+        let channel = open();
+        for _ in 0..=MAX_BATCH_ROWS {
+            channel.send(message(1), soon()).await.unwrap();
+        }
+        channel.arrival().await;
+        assert_eq!(channel.take().rows.len(), MAX_BATCH_ROWS);
+        channel.arrival().await;
+        assert_eq!(channel.take().rows.len(), 1);
+    }
+}

@@ -17,6 +17,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 /// A statement that takes longer is given up by the server, which is an answer: nothing is stored.
 const MAX_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// However short requests are: a disk that pauses for a moment is no fault.
+const MIN_STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much later than the server's own limit an answer may come until the connection counts as broken.
 const GRACE: Duration = Duration::from_secs(2);
 /// Statements that a connection keeps prepared: three for each of 32 tables, and those for keys.
@@ -34,10 +36,18 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// Those of the supervisor. A change of a table waits 2 s for its lock (design): everybody who comes after
+    /// waits behind it.
+    pub(super) const VERIFICATION: Self = Self {
+        statement: Duration::from_secs(15),
+        lock: Duration::from_secs(2),
+        answer: Duration::from_secs(17),
+    };
+
     /// Half of a request's time, so that a row that waited is still refused, which is better than not known;
     /// half of that for locks, which are told apart from slowness so.
     pub(super) fn new(request_timeout: Duration) -> Self {
-        let statement = (request_timeout / 2).min(MAX_STATEMENT_TIMEOUT);
+        let statement = (request_timeout / 2).clamp(MIN_STATEMENT_TIMEOUT, MAX_STATEMENT_TIMEOUT);
         Self {
             statement,
             lock: statement / 2,
@@ -116,10 +126,11 @@ pub(super) async fn connect(
 }
 
 /// Settings by SET and not by start-up options, which connection poolers refuse. A 200 promises durability:
-/// asynchronous commit, where the server or the user has it for a default, is not for these sessions.
+/// asynchronous commit, where the server or the user has it for a default, is not for these sessions; nor is an
+/// isolation in which a transaction does not see the keys that others committed while it waited for them.
 fn session_settings(limits: Limits) -> String {
     format!(
-        "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+        "SET default_transaction_isolation = 'read committed'; SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
          SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = 15000; \
          SELECT set_config('synchronous_commit', 'on', false) \

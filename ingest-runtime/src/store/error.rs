@@ -10,6 +10,10 @@ use super::refusal::Refusal;
 
 /// The SQLSTATE of a unique violation.
 pub(super) const UNIQUE_VIOLATION: &str = "23505";
+/// The SQLSTATE of a lock that was waited for too long.
+pub(super) const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The SQLSTATE of a value that is not in the format of its type.
+const INVALID_BINARY: &str = "22P03";
 /// The SQLSTATE of a NULL where there must be none.
 const NOT_NULL_VIOLATION: &str = "23502";
 
@@ -66,6 +70,15 @@ impl Failure {
             message: message.into(),
             table: None,
             column: None,
+        }
+    }
+
+    /// A row that cannot be sent: its fields are not those of its table.
+    pub(super) fn unencodable(message: impl Into<String>) -> Self {
+        Self {
+            class: Class::Permanent,
+            code: INVALID_BINARY.to_owned(),
+            ..Self::lost(message)
         }
     }
 
@@ -139,7 +152,7 @@ fn classify(code: &str) -> Class {
         ("22" | "23", _) | (_, "44000" | "P0001" | "54000") => Class::Permanent,
         (_, "40001" | "40P01") => Class::Retry,
         // "Statement completion unknown" is the one ERROR that does not say what became of the rows.
-        ("08", _) | (_, "40003") => Class::ConnectionLost,
+        (_, "40003") => Class::ConnectionLost,
         _ => Class::Transient(reason(class, code)),
     }
 }
@@ -197,6 +210,11 @@ pub(super) fn connect_refusal(error: &sqlx::Error, source: &str) -> Refusal {
         DatabaseReason::PermissionDenied => {
             format!("the user of {source} may not connect to the database: grant CONNECT")
         }
+        _ if code == "53300" => {
+            format!(
+                "the server that {source} names has no connection left: raise its max_connections, or the user's limit"
+            )
+        }
         _ => format!("the server that {source} names takes no connection now (SQLSTATE {code})"),
     };
     Refusal::new(reason, message)
@@ -221,7 +239,7 @@ mod tests {
             ("40001", Class::Retry),
             ("40P01", Class::Retry),
             ("40003", Class::ConnectionLost),
-            ("08006", Class::ConnectionLost),
+            ("08006", Class::Transient(DatabaseReason::DatabaseError)),
             ("25006", Class::Transient(DatabaseReason::ReadOnly)),
             ("28P01", Class::Transient(DatabaseReason::AuthenticationFailed)),
             ("3D000", Class::Transient(DatabaseReason::DatabaseNotFound)),

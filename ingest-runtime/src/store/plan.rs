@@ -76,7 +76,7 @@ impl<'a> Plan<'a> {
             match table.columns.get(&column.name) {
                 Some(found) => compare_column(column, found).into_iter().for_each(&mut differ),
                 None if column.nullable && policy == SchemaPolicy::Manage => {
-                    self.add.push((&record.table, column))
+                    self.add.push((&record.table, column));
                 }
                 None => differ(missing_column(column, policy)),
             }
@@ -115,36 +115,23 @@ impl<'a> Plan<'a> {
     }
 
     /// The refusal where tables are missing and must not be created.
-    pub(super) fn missing(&self) -> Refusal {
+    pub(super) fn missing(&self, schema: &str) -> Refusal {
+        let own: Vec<_> = self.statements_for_own_tables(schema);
+        let own = if own.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", own.join("; "))
+        };
         Refusal::new(
             DatabaseReason::TableMissing,
-            format!("to do by an admin, or by the pods with schemaPolicy: Manage: {self}"),
+            format!("to do by an admin, or by the pods with schemaPolicy: Manage: {self}{own}"),
         )
     }
 
     /// The statements that do it, safe to run where somebody else has just done it.
     pub(super) fn statements(&self, schema: &str) -> Vec<String> {
         let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
-        let mut statements = Vec::new();
-        if self.create_keys {
-            let table = name(KEYS_TABLE);
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {table} \
-                 (key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL)"
-            ));
-            // Keys come in the order of their time: a block range index is a few pages, whatever their number.
-            statements.push(format!(
-                "CREATE INDEX IF NOT EXISTS {} ON {table} USING brin (at) WITH (autosummarize = on)",
-                quoted("nomnom_keys_at")
-            ));
-        }
-        if self.create_pipelines {
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {} (pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, \
-                 namespace text NOT NULL, name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now())",
-                name(PIPELINES_TABLE)
-            ));
-        }
+        let mut statements = self.statements_for_own_tables(schema);
         statements.extend(
             self.create
                 .iter()
@@ -158,6 +145,30 @@ impl<'a> Plan<'a> {
                 column.column_type
             )
         }));
+        statements
+    }
+
+    fn statements_for_own_tables(&self, schema: &str) -> Vec<String> {
+        let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
+        let mut statements = Vec::new();
+        if self.create_keys {
+            let table = name(KEYS_TABLE);
+            statements.push(format!(
+                "CREATE TABLE IF NOT EXISTS {table} \
+                 (key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL)"
+            ));
+            // Keys come in the order of their time: a block range index is a few pages, whatever their number.
+            statements.push(format!(
+                "CREATE INDEX IF NOT EXISTS {KEYS_TABLE}_at ON {table} USING brin (at) WITH (autosummarize = on)"
+            ));
+        }
+        if self.create_pipelines {
+            statements.push(format!(
+                "CREATE TABLE IF NOT EXISTS {} (pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, \
+                 namespace text NOT NULL, name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now())",
+                name(PIPELINES_TABLE)
+            ));
+        }
         statements
     }
 }
@@ -185,15 +196,18 @@ impl fmt::Display for Plan<'_> {
 }
 
 fn create_table(name: &str, record: &ResolvedRecord) -> String {
-    let columns: String = record
+    let columns: Vec<_> = record
         .columns
         .iter()
         .map(|column| {
             let null = if column.nullable { "" } else { " NOT NULL" };
-            format!(", {} {}{null}", quoted(&column.name), column.column_type)
+            format!("{} {}{null}", quoted(&column.name), column.column_type)
         })
         .collect();
-    format!("CREATE TABLE IF NOT EXISTS {name} (message_id uuid PRIMARY KEY{columns})")
+    format!(
+        "CREATE TABLE IF NOT EXISTS {name} (message_id uuid PRIMARY KEY, {})",
+        columns.join(", ")
+    )
 }
 
 fn compare_column(column: &ResolvedColumn, found: &FoundColumn) -> Vec<String> {
@@ -230,5 +244,113 @@ fn catalog_name(column: ColumnType) -> String {
         ColumnType::Timestamp => "timestamp without time zone".to_owned(),
         ColumnType::Timestamptz => "timestamp with time zone".to_owned(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(policy: &str) -> RuntimeConfig {
+        serde_json::from_value(serde_json::json!({
+            "version": 1, "pipeline": {"namespace": "shop", "name": "orders", "uid": "1"}, "mode": "Sync",
+            "delimiter": "|",
+            "records": [{"table": "t", "columns": [
+                {"name": "a", "type": "numeric(15,2)", "nullable": false},
+                {"name": "b", "type": "timestamptz", "nullable": true}]}],
+            "database": {"schema": "s", "schemaPolicy": policy, "urlSource": "S"},
+            "limits": {"maxBodyBytes": 1, "timeout": "10s"},
+        }))
+        .unwrap()
+    }
+
+    fn column(column_type: &str, not_null: bool) -> FoundColumn {
+        FoundColumn {
+            column_type: column_type.to_owned(),
+            not_null,
+            has_default: false,
+            is_generated: false,
+        }
+    }
+
+    /// Our own tables, and `t` with the columns that are given.
+    fn tables(columns: &[(&str, FoundColumn)]) -> BTreeMap<String, FoundTable> {
+        let mut t = FoundTable {
+            is_table: true,
+            has_message_id_index: true,
+            columns: BTreeMap::from([("message_id".to_owned(), column("uuid", true))]),
+        };
+        t.columns.extend(
+            columns
+                .iter()
+                .map(|(name, column)| ((*name).to_owned(), column.clone())),
+        );
+        let own = [KEYS_TABLE, PIPELINES_TABLE].map(|name| (name.to_owned(), FoundTable::default()));
+        own.into_iter().chain([("t".to_owned(), t)]).collect()
+    }
+
+    #[test]
+    fn what_is_missing_is_made_with_quoted_names() {
+        let config = config("Manage");
+        let statements = plan(&config, &BTreeMap::new()).statements("s");
+        assert_eq!(statements.len(), 4);
+        assert_eq!(
+            statements[3],
+            "CREATE TABLE IF NOT EXISTS \"s\".\"t\" (message_id uuid PRIMARY KEY, \
+             \"a\" numeric(15,2) NOT NULL, \"b\" timestamptz)"
+        );
+    }
+
+    #[test]
+    fn only_a_nullable_column_is_added_and_only_by_manage() {
+        let with_a = tables(&[("a", column("numeric(15,2)", true))]);
+        let managing = config("Manage");
+        let managed = plan(&managing, &with_a);
+        managed.check_differences().unwrap();
+        assert_eq!(
+            managed.statements("s"),
+            ["ALTER TABLE \"s\".\"t\" ADD COLUMN IF NOT EXISTS \"b\" timestamptz"]
+        );
+        assert_eq!(
+            plan(&config("Verify"), &with_a)
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            ["table \"t\": column \"b\" timestamptz is missing"]
+        );
+        let with_b = tables(&[("b", column("timestamp with time zone", false))]);
+        assert_eq!(
+            plan(&managing, &with_b)
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            ["table \"t\": column \"a\" is missing, and only nullable columns are added"]
+        );
+        assert!(plan(&config("Ignore"), &with_b).is_empty());
+    }
+
+    #[test]
+    fn what_takes_every_row_of_the_spec_is_accepted() {
+        let mut found = vec![
+            ("a", column("numeric(15,2)", false)),
+            ("b", column("timestamp with time zone", false)),
+            ("theirs", column("text", false)),
+        ];
+        assert!(plan(&config("Manage"), &tables(&found)).is_empty());
+        plan(&config("Manage"), &tables(&found))
+            .check_differences()
+            .unwrap();
+        found[1].1.not_null = true;
+        found[2].1.not_null = true;
+        assert_eq!(
+            plan(&config("Manage"), &tables(&found))
+                .check_differences()
+                .unwrap_err()
+                .differences,
+            [
+                "table \"t\": column \"b\" is NOT NULL, the spec says nullable",
+                "table \"t\": column \"theirs\" is not in the spec, so it must be nullable or have a default",
+            ]
+        );
     }
 }

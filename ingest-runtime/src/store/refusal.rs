@@ -30,6 +30,14 @@ impl Refusal {
         }
     }
 
+    /// Where nobody can say whether the tables are as the spec says.
+    pub(super) fn unverified() -> Self {
+        Self::new(
+            DatabaseReason::DatabaseError,
+            "the tables cannot be compared with the spec now",
+        )
+    }
+
     pub(super) fn outcome(&self) -> Outcome {
         Outcome::Unavailable {
             reason: self.reason,

@@ -19,9 +19,6 @@ use super::{
     statement::{KEYS_TABLE, PIPELINES_TABLE, Statements, quoted},
 };
 
-/// How long the change of a table may wait for its lock, and with it everybody who comes after (design).
-const DDL_LOCK_TIMEOUT: &str = "2s";
-
 /// What a database is verified against.
 pub(super) struct Verification<'a> {
     pub(super) config: &'a RuntimeConfig,
@@ -130,7 +127,7 @@ impl Verification<'_> {
             return Ok(());
         }
         if self.policy() != SchemaPolicy::Manage {
-            return Err(plan.missing());
+            return Err(plan.missing(self.schema()));
         }
         self.change_tables(connection).await
     }
@@ -152,11 +149,8 @@ impl Verification<'_> {
     /// Several pods do this at once: whoever comes second finds nothing left to do.
     async fn change_tables(&self, connection: &mut PgConnection) -> Step<()> {
         let mut transaction = connection.begin().await.map_err(|error| refused(&error))?;
-        let lock = format!(
-            "SET LOCAL lock_timeout = '{DDL_LOCK_TIMEOUT}'; \
-             SELECT pg_advisory_xact_lock(hashtextextended('nomnom schema', 0))"
-        );
-        execute(&mut transaction, &lock)
+        let lock = "SELECT pg_advisory_xact_lock(hashtextextended('nomnom schema', 0))";
+        execute(&mut transaction, lock)
             .await
             .map_err(|failure| failure.refusal())?;
         let tables = self.read_tables(&mut transaction).await?;
@@ -165,7 +159,7 @@ impl Verification<'_> {
         for statement in plan.statements(self.schema()) {
             execute(&mut transaction, &statement)
                 .await
-                .map_err(|failure| self.cannot_change(&plan, failure))?;
+                .map_err(|failure| self.cannot_change(&plan, &failure))?;
         }
         transaction.commit().await.map_err(|error| refused(&error))?;
         tracing::info!(
@@ -176,7 +170,7 @@ impl Verification<'_> {
         Ok(())
     }
 
-    fn cannot_change(&self, plan: &Plan<'_>, failure: Failure) -> Refusal {
+    fn cannot_change(&self, plan: &Plan<'_>, failure: &Failure) -> Refusal {
         if failure.class == Class::Transient(DatabaseReason::PermissionDenied) {
             return Refusal::new(
                 DatabaseReason::PermissionDenied,

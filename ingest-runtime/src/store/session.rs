@@ -3,7 +3,12 @@
 //! Every step says whether a commit may have been under way when the connection broke: only then are rows in
 //! doubt. A transaction whose COMMIT was never sent is rolled back by the server, whatever happens.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgArguments};
 use tokio::time::timeout;
@@ -17,6 +22,8 @@ use super::{
     statement::{IdArray, KeyArray, Statements, TableStatements},
 };
 
+/// How long an idle server may take to answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The SQLSTATE for rows that the server accepted and did not store: "no data".
 const DISCARDED: &str = "02000";
 
@@ -61,7 +68,7 @@ impl Session {
 
     /// Whether the connection still works.
     pub(super) async fn ping(&mut self) -> Result<(), Failure> {
-        let result = answer(self.limits, self.connection.ping()).await;
+        let result = answer(PING_TIMEOUT, self.connection.ping()).await;
         self.note(result)
     }
 
@@ -73,10 +80,18 @@ impl Session {
             return self.commit_transaction(&rows, false).await;
         }
         let mut committed = Committed::default();
-        let result = self.insert_group(&rows, 0, false, &mut committed).await;
-        result.map_err(|failure| Failed {
+        let inserted = self.insert(&rows, false).await.map_err(|failure| Failed {
             in_doubt: failure.class == Class::ConnectionLost,
             failure,
+        })?;
+        // By now the rows are stored; a failure to find out which of them leaves all in doubt.
+        let settled = self.settle(&rows, 0, inserted, &mut committed).await;
+        settled.map_err(|failure| {
+            self.broken = true;
+            Failed {
+                failure: Failure::lost(failure.message),
+                in_doubt: true,
+            }
         })?;
         Ok(committed)
     }
@@ -142,7 +157,13 @@ impl Session {
                 .map(|(_, row)| *row)
                 .collect()
         };
-        let Some(row) = wanted.first() else { return Ok(()) };
+        let inserted = self.insert(&wanted, guarded).await?;
+        self.settle(rows, first, inserted, committed).await
+    }
+
+    /// Inserts rows of one table, and says how many of them are new.
+    async fn insert(&mut self, rows: &[&Entry], guarded: bool) -> Result<u64, Failure> {
+        let Some(row) = rows.first() else { return Ok(0) };
         let statements = self.statements.clone();
         let table = &statements.tables[row.message.row.record_type];
         let statement = if guarded {
@@ -151,16 +172,33 @@ impl Session {
             &table.insert_new
         };
         let arguments = table
-            .arguments(&wanted)
-            .map_err(|error| Failure::lost(error.to_string()))?;
-        let inserted = self.execute(statement, arguments).await?;
-        let missing = (wanted.len() as u64).saturating_sub(inserted);
+            .arguments(rows)
+            .map_err(|error| Failure::unencodable(error.to_string()))?;
+        self.execute(statement, arguments).await
+    }
+
+    /// Where fewer rows were inserted than wanted: the others are there already, or were discarded.
+    async fn settle(
+        &mut self,
+        rows: &[&Entry],
+        first: usize,
+        inserted: u64,
+        committed: &mut Committed,
+    ) -> Result<(), Failure> {
+        let places = first..first + rows.len();
+        let excepted = places
+            .clone()
+            .filter(|place| committed.exceptions.contains_key(place))
+            .count();
+        let missing = ((rows.len() - excepted) as u64).saturating_sub(inserted);
         if missing == 0 {
             return Ok(());
         }
-        let present = self.present(table, &wanted).await?;
-        for (place, row) in (first..).zip(rows) {
-            if !present.contains_key(&row.message.id) {
+        let statements = self.statements.clone();
+        let table = &statements.tables[rows[0].message.row.record_type];
+        let present = self.present(table, rows).await?;
+        for (place, row) in places.zip(rows) {
+            if !present.contains(&row.message.id) {
                 committed.exceptions.entry(place).or_insert_with(discarded);
             }
         }
@@ -213,23 +251,19 @@ impl Session {
             AssertSqlSafe(statements.select_keys.clone()),
             arguments,
         );
-        let result = answer(self.limits, query.fetch_all(&mut self.connection)).await;
+        let result = answer(self.limits.answer, query.fetch_all(&mut self.connection)).await;
         Ok(self.note(result)?.into_iter().collect())
     }
 
     /// Which of the rows, all of one table, are in it.
-    async fn present(
-        &mut self,
-        table: &TableStatements,
-        rows: &[&Entry],
-    ) -> Result<HashMap<Uuid, ()>, Failure> {
+    async fn present(&mut self, table: &TableStatements, rows: &[&Entry]) -> Result<HashSet<Uuid>, Failure> {
         let ids: Vec<Uuid> = rows.iter().map(|row| row.message.id).collect();
         let mut arguments = PgArguments::default();
         add(&mut arguments, IdArray(&ids))?;
         let query =
             sqlx::query_scalar_with::<_, Uuid, _>(AssertSqlSafe(table.select_present.clone()), arguments);
-        let result = answer(self.limits, query.fetch_all(&mut self.connection)).await;
-        Ok(self.note(result)?.into_iter().map(|id| (id, ())).collect())
+        let result = answer(self.limits.answer, query.fetch_all(&mut self.connection)).await;
+        Ok(self.note(result)?.into_iter().collect())
     }
 
     /// The places of rows, sorted, that are in their tables.
@@ -244,7 +278,7 @@ impl Session {
             let numbered = (first..).zip(group);
             places.extend(
                 numbered
-                    .filter(|(_, row)| present.contains_key(&row.message.id))
+                    .filter(|(_, row)| present.contains(&row.message.id))
                     .map(|(place, _)| place),
             );
             first += group.len();
@@ -254,13 +288,13 @@ impl Session {
 
     async fn execute(&mut self, statement: &Arc<str>, arguments: PgArguments) -> Result<u64, Failure> {
         let query = sqlx::query_with(AssertSqlSafe(statement.clone()), arguments);
-        let result = answer(self.limits, query.execute(&mut self.connection)).await;
+        let result = answer(self.limits.answer, query.execute(&mut self.connection)).await;
         Ok(self.note(result)?.rows_affected())
     }
 
     async fn run(&mut self, statement: &'static str) -> Result<(), Failure> {
         let result = answer(
-            self.limits,
+            self.limits.answer,
             sqlx::raw_sql(statement).execute(&mut self.connection),
         )
         .await;
@@ -278,12 +312,12 @@ impl Session {
 /// Waits for an answer of the server, longer than the server itself waits: one that does not come by then is
 /// that of a broken connection, which must not be used again.
 async fn answer<T>(
-    limits: Limits,
+    limit: Duration,
     future: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, Failure> {
-    match timeout(limits.answer, future).await {
+    match timeout(limit, future).await {
         Ok(result) => result.map_err(|error| Failure::of(&error)),
-        Err(_) => Err(Failure::lost(format!("no answer within {:?}", limits.answer))),
+        Err(_) => Err(Failure::lost(format!("no answer within {limit:?}"))),
     }
 }
 
@@ -296,7 +330,7 @@ fn add<'a, T>(arguments: &mut PgArguments, value: T) -> Result<(), Failure>
 where
     T: sqlx::Encode<'a, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
-    sqlx::Arguments::add(arguments, value).map_err(|error| Failure::lost(error.to_string()))
+    sqlx::Arguments::add(arguments, value).map_err(|error| Failure::unencodable(error.to_string()))
 }
 
 fn discarded() -> Outcome {

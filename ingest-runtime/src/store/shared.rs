@@ -136,6 +136,7 @@ impl Shared {
         self.on_trial.store(status.needs_trial, Ordering::Release);
         self.metrics.breaker_open.set(0);
         self.channel.open();
+        tracing::info!("the database takes rows");
     }
 
     /// A writer has none any more.
@@ -175,6 +176,7 @@ impl Shared {
         }
         self.on_trial.store(false, Ordering::Release);
         self.metrics.breaker_open.set(1);
+        self.metrics.channel_rows.set(0);
         self.channel.close(&refusal);
         status.refusal = Some(refusal);
     }
@@ -196,6 +198,13 @@ impl Shared {
         }
     }
 
+    /// Whether every row failed lately, and none was committed since: one row is enough to say so again.
+    pub(super) fn suspects_drift(&self) -> bool {
+        self.on_trial.load(Ordering::Acquire)
+            && self.status().refusal.as_ref().map(|refusal| refusal.reason)
+                == Some(DatabaseReason::SchemaDrift)
+    }
+
     /// Whether rows were committed since this was asked last.
     pub(super) fn take_committed(&self) -> bool {
         self.committed.swap(false, Ordering::AcqRel)
@@ -203,10 +212,15 @@ impl Shared {
 
     /// Has the tables compared with the spec now. The refusal where they differ, or cannot be compared.
     pub(super) async fn verify_tables(&self) -> Result<(), Refusal> {
-        let (verdict, answer) = oneshot::channel();
-        let gone = || Refusal::new(DatabaseReason::DatabaseUnknown, "shutting down");
-        self.verdicts.send(verdict).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let ask = async {
+            let (verdict, answer) = oneshot::channel();
+            self.verdicts.send(verdict).await.ok()?;
+            answer.await.ok()
+        };
+        match tokio::time::timeout(self.limits.answer, ask).await {
+            Ok(Some(verdict)) => verdict,
+            _ => Err(Refusal::unverified()),
+        }
     }
 
     pub(super) fn set_notice(&self, notice: Option<String>) {

@@ -152,19 +152,17 @@ impl Statements {
 impl TableStatements {
     fn new(schema: &str, record: &ResolvedRecord) -> Self {
         let table = format!("{}.{}", quoted(schema), quoted(&record.table));
-        let names: String = record
-            .columns
-            .iter()
-            .map(|column| format!(", {}", quoted(&column.name)))
+        let columns = record.columns.iter();
+        let names: Vec<_> = columns.clone().map(|column| quoted(&column.name)).collect();
+        let arrays: Vec<_> = (2..)
+            .zip(columns)
+            .map(|(number, column)| format!("${number}::{}", array_name(column.column_type)))
             .collect();
-        let arrays: String = record
-            .columns
-            .iter()
-            .enumerate()
-            .map(|(index, column)| format!(", ${}::{}", index + 2, array_name(column.column_type)))
-            .collect();
-        let insert_new =
-            format!("INSERT INTO {table} (message_id{names}) SELECT * FROM UNNEST($1::uuid[]{arrays})");
+        let insert_new = format!(
+            "INSERT INTO {table} (message_id, {}) SELECT * FROM UNNEST($1::uuid[], {})",
+            names.join(", "),
+            arrays.join(", ")
+        );
         Self {
             table: record.table.clone(),
             columns: record.columns.iter().map(|column| column.name.clone()).collect(),

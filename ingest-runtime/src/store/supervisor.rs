@@ -5,6 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use nomnom_crds::runtime::state::DatabaseReason;
 use sqlx::{AssertSqlSafe, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::mpsc,
@@ -12,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    connection,
+    connection::{self, Limits},
     error::Failure,
     refusal::{Refusal, jittered},
     schema,
@@ -93,8 +94,8 @@ impl Supervisor {
             tokio::select! {
                 () = &mut delay => return,
                 Some(verdict) = self.verdicts.recv() => {
-                    // Nothing is known of the tables now, but that rows are refused.
-                    let _ = verdict.send(self.shared.refusal().map_or(Ok(()), Err));
+                    // Nothing is known of the tables now; usually rows are refused anyway.
+                    let _ = verdict.send(Err(self.shared.refusal().unwrap_or_else(Refusal::unverified)));
                 }
             }
         }
@@ -110,7 +111,7 @@ impl Supervisor {
 
     async fn connect_and_verify(&self, url: &str) -> Result<(PgConnection, PgConnectOptions), Refusal> {
         let options = connection::options(url, self.source(), &self.shared.config)?;
-        let mut connection = connection::connect(&options, self.shared.limits, self.source()).await?;
+        let mut connection = connection::connect(&options, Limits::VERIFICATION, self.source()).await?;
         self.verify(&mut connection).await?;
         Ok((connection, options))
     }
@@ -143,7 +144,6 @@ impl Supervisor {
         let mut look_count = 0;
         loop {
             let result = tokio::select! {
-                biased;
                 () = self.shared.failed.notified() => return,
                 Some(verdict) = self.verdicts.recv() => self.give_verdicts(verdict, established).await,
                 _ = looks.tick() => {
@@ -151,10 +151,22 @@ impl Supervisor {
                     self.look(established, look_count).await
                 }
             };
-            if let Err(refusal) = result {
+            if let Err(refusal) = result
+                && let Err(refusal) = self.look_again(established, refusal).await
+            {
                 return self.shared.unverified(self.with_delay(refusal));
             }
         }
+    }
+
+    /// The loss of the supervisor's own connection says nothing of the writers'.
+    async fn look_again(&self, established: &mut Established, refusal: Refusal) -> Result<(), Refusal> {
+        if refusal.reason != DatabaseReason::Unreachable {
+            return Err(refusal);
+        }
+        let (connection, _) = self.connect_and_verify(&established.url).await?;
+        established.connection = connection;
+        Ok(())
     }
 
     /// One comparison answers all who ask now.
@@ -173,13 +185,15 @@ impl Supervisor {
 
     async fn look(&mut self, established: &mut Established, look_count: u32) -> Result<(), Refusal> {
         self.look_at_url(established).await;
+        if look_count % LOOKS_PER_VERIFICATION == 1 {
+            self.expire_keys(&mut established.connection).await;
+        }
         if !look_count.is_multiple_of(LOOKS_PER_VERIFICATION) {
             return schema::check_server(&mut established.connection).await;
         }
         self.verify(&mut established.connection).await?;
         self.shared.end_trial();
         self.failures = 0;
-        self.expire_keys(&mut established.connection).await;
         Ok(())
     }
 

@@ -93,10 +93,10 @@ impl Writer {
         // Past its deadline nobody waits: the requester answered that it does not know.
         self.pending.retain(|row| !row.in_doubt || row.deadline > now);
         if let Some(refusal) = self.shared.refusal() {
-            let handed_over: Vec<_> = self.pending.extract_if(.., |row| !row.in_doubt).collect();
-            handed_over
-                .into_iter()
-                .for_each(|row| row.answer(refusal.outcome()));
+            let never_stored: Vec<_> = self.pending.extract_if(.., |row| !row.in_doubt).collect();
+            for row in never_stored {
+                row.answer(refusal.outcome());
+            }
         }
     }
 
@@ -157,7 +157,7 @@ impl Writer {
         if !self.pending.is_empty() {
             let now = Instant::now();
             let mut rows = std::mem::take(&mut self.pending);
-            rows.retain(|row| !row.in_doubt || row.deadline > now);
+            rows.retain(|row| row.deadline > now);
             self.shared
                 .metrics
                 .resent

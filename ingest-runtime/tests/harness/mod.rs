@@ -78,7 +78,11 @@ pub fn command(directory: &Path, config: &RuntimeConfig, database_url: Option<&s
         .arg(argument("config", "pipeline.json"))
         .arg(argument("database-url-file", "url"))
         .arg(argument("receipt-key-file", "key"))
-        .args(["--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--drain-delay=1s"])
+        .args([
+            "--listen=127.0.0.1:0",
+            "--admin-listen=127.0.0.1:0",
+            "--drain-delay=1s",
+        ])
         .stderr(Stdio::piped());
     command
 }
@@ -115,7 +119,11 @@ impl Runtime {
             if state.database.ready {
                 return;
             }
-            assert!(start.elapsed() < PATIENCE, "not ready: {state:#?}\n{}", self.log());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "not ready: {state:#?}\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -203,13 +211,20 @@ impl Drop for Runtime {
 pub async fn answer(response: reqwest::Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
-    let expected = if status == 200 { "application/json" } else { "application/problem+json" };
+    let expected = if status == 200 {
+        "application/json"
+    } else {
+        "application/problem+json"
+    };
     assert_eq!(content_type, expected);
     let body: Value = response.json().await.unwrap();
     if status != 200 {
         assert_eq!(body["status"], status, "{body}");
         for member in ["type", "title", "detail"] {
-            assert!(body[member].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+            assert!(
+                body[member].as_str().is_some_and(|text| !text.is_empty()),
+                "{body}"
+            );
         }
     }
     (status, body)

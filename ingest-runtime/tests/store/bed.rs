@@ -115,10 +115,10 @@ impl Bed {
         self.scalar(&format!("SELECT count(*) FROM {table}")).await
     }
 
-    /// How often each id is in `events`.
+    /// How often each id is in the tables.
     pub async fn ids(&self) -> HashMap<Uuid, i64> {
         let mut connection = self.postgres.connect(DATABASE).await.unwrap();
-        let rows: Vec<(Uuid, i64)> = sqlx::query_as("SELECT message_id, count(*) FROM events GROUP BY 1")
+        let rows: Vec<(Uuid, i64)> = sqlx::query_as("SELECT message_id, count(*) FROM (SELECT message_id FROM events UNION ALL SELECT message_id FROM notes) r GROUP BY 1")
             .fetch_all(&mut connection)
             .await
             .unwrap();
@@ -155,7 +155,7 @@ impl Bed {
 
 /// The configuration of two record types: `events (name text, amount bigint NULL)`, `notes (name varchar(5))`.
 pub fn config() -> RuntimeConfig {
-    config_of(serde_json::json!([
+    config_of(&serde_json::json!([
         {"match": "E", "table": "events", "columns": [
             {"name": "name", "type": "text", "nullable": false},
             {"name": "amount", "type": "bigint", "nullable": true}]},
@@ -164,7 +164,7 @@ pub fn config() -> RuntimeConfig {
     ]))
 }
 
-pub fn config_of(records: serde_json::Value) -> RuntimeConfig {
+pub fn config_of(records: &serde_json::Value) -> RuntimeConfig {
     serde_json::from_value(serde_json::json!({
         "version": 1,
         "pipeline": {"namespace": "shop", "name": "orders", "uid": "a-uid"},

@@ -1,5 +1,5 @@
 //! The store on a real PostgreSQL: what it answers is what is in the tables, whatever happens to the server.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 mod bed;
 mod faults;

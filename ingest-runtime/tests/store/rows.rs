@@ -7,12 +7,13 @@ use ingest_runtime::{
     store::{Message, Outcome},
 };
 use nomnom_crds::runtime::state::DatabaseReason;
+use sqlx::AssertSqlSafe;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::bed::{
-    Bed, LONG, config, config_of, event, eventually, fields, note, wait_for_reason, wait_until_persisted,
-    write, write_all,
+    Bed, LONG, config, config_of, event, eventually, fields, note, refused, wait_for_reason,
+    wait_until_persisted, write, write_all,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,10 +52,9 @@ async fn each_answer_is_a_row() {
     opened.store.clone().close().await;
 }
 
-#[tokio::test]
-async fn every_type_arrives_as_it_was_sent() {
-    let bed = Bed::start().await;
-    let types = [
+/// A type, a value of it as the wire protocol has it, and as text.
+fn values_of_types() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    vec![
         (
             "text",
             b"a \"text\", \\ and \xc3\xa9".to_vec(),
@@ -87,7 +87,13 @@ async fn every_type_arrives_as_it_was_sent() {
         ("uuid", vec![7; 16], "07070707-0707-0707-0707-070707070707"),
         ("double precision", 1.5_f64.to_be_bytes().to_vec(), "1.5"),
         ("jsonb", b"\x01{\"a\": [1, null]}".to_vec(), "{\"a\": [1, null]}"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn every_type_arrives_as_it_was_sent() {
+    let bed = Bed::start().await;
+    let types = values_of_types();
     let columns: Vec<_> = types
         .iter()
         .enumerate()
@@ -95,7 +101,7 @@ async fn every_type_arrives_as_it_was_sent() {
         .collect();
     let opened = bed
         .open(config_of(
-            serde_json::json!([{"table": "All\u{201c}x", "columns": columns}]),
+            &serde_json::json!([{"table": "All\u{201c}x", "columns": columns}]),
         ))
         .await;
     let message = |values: &[Option<Vec<u8>>]| Message {
@@ -150,24 +156,26 @@ async fn a_bad_row_is_refused_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_rows_that_all_fail_are_the_tables_fault() {
     let bed = Bed::start().await;
-    let opened = bed.open(config()).await;
-    bed.execute(
-        "ALTER TABLE events ADD CONSTRAINT never CHECK (amount IS NOT NULL AND name = 'x') NOT VALID",
-    )
-    .await;
-    // A lock makes one batch of what comes meanwhile; a batch alone says so, not many small ones.
+    let mut patient = config();
+    patient.limits.timeout = "60s".parse().unwrap();
+    let opened = bed.open(patient).await;
+    bed.execute("ALTER TABLE events ADD CONSTRAINT never CHECK (name = 'x') NOT VALID")
+        .await;
+    // What comes while the table is locked is written in large batches afterwards.
     let mut locker = bed.postgres.connect("shop").await.unwrap();
     sqlx::raw_sql("BEGIN; LOCK TABLE events")
         .execute(&mut locker)
         .await
         .unwrap();
     let store = opened.store.clone();
-    let writes =
-        tokio::spawn(async move { write_all(&store, (0..300).map(|n| event("y", Some(n))).collect()).await });
-    eventually("all writers wait for the lock", || async {
+    let writes = tokio::spawn(async move {
+        // One task, so that all are handed in at once.
+        futures::future::join_all((0..300).map(|n| write(&store, event("y", Some(n))))).await
+    });
+    eventually("a writer waits for the lock", || async {
         bed.scalar::<i64>("SELECT count(*) FROM pg_locks WHERE NOT granted")
             .await
-            >= 4
+            >= 1
     })
     .await;
     sqlx::raw_sql("ROLLBACK").execute(&mut locker).await.unwrap();
@@ -184,6 +192,12 @@ async fn many_rows_that_all_fail_are_the_tables_fault() {
     assert!(drifted.count() > 200, "{:?}", outcomes.first());
     wait_for_reason(&opened.store, DatabaseReason::SchemaDrift).await;
     assert_eq!(bed.count("events").await, 0);
+    // Taken on trial, a single row is no more to blame than many were.
+    for _ in 0..20 {
+        let outcome = write(&opened.store, event("y", None)).await;
+        assert_eq!(refused(&outcome), DatabaseReason::SchemaDrift);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     bed.execute("ALTER TABLE events DROP CONSTRAINT never").await;
     wait_until_persisted(&opened.store, &[DatabaseReason::SchemaDrift]).await;
     wait_for_reason(&opened.store, DatabaseReason::Connected).await;
@@ -230,6 +244,66 @@ async fn a_key_is_one_row_however_often_it_comes() {
     }
     assert_eq!(bed.count("events").await, 1 + 39 + 40);
     assert_eq!(bed.count("nomnom_keys").await, 40);
+}
+
+#[tokio::test]
+async fn a_key_that_a_frozen_pod_holds_stops_nobody_else() {
+    let bed = Bed::start().await;
+    let opened = bed.open(config()).await;
+    let mut frozen = bed.postgres.connect("shop").await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "BEGIN; INSERT INTO nomnom_keys VALUES ('\\x{}', gen_random_uuid(), now())",
+        "05".repeat(32)
+    )))
+    .execute(&mut frozen)
+    .await
+    .unwrap();
+    let keyed = Message {
+        key_hash: Some([5; 32]),
+        ..event("waits", None)
+    };
+    let others = async {
+        let mut outcomes = Vec::new();
+        while outcomes.len() < 30 {
+            outcomes.push(write(&opened.store, event("passes", None)).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        outcomes
+    };
+    let (waited, others) = tokio::join!(write(&opened.store, keyed.clone()), others);
+    assert!(matches!(waited, Outcome::Unavailable { .. }), "{waited:?}");
+    assert!(
+        others.iter().all(|outcome| *outcome == Outcome::Persisted),
+        "{others:?}"
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut frozen).await.unwrap();
+    assert_eq!(write(&opened.store, keyed).await, Outcome::Persisted);
+}
+
+#[tokio::test]
+async fn a_row_whose_fields_are_not_those_of_its_table_is_refused_alone() {
+    let bed = Bed::start().await;
+    let opened = bed.open(config()).await;
+    let with_fields = |values: &[Option<Vec<u8>>]| Message {
+        row: Row {
+            record_type: 0,
+            fields: fields(values),
+        },
+        ..event("", None)
+    };
+    let messages = vec![
+        event("good", Some(1)),
+        with_fields(&[Some(b"too few".to_vec())]),
+        with_fields(&[Some(b"bytes left over".to_vec()), Some(vec![0; 9])]),
+        event("good", None),
+    ];
+    let outcomes = write_all(&opened.store, messages).await;
+    for (n, outcome) in outcomes.iter().enumerate() {
+        match (n, outcome) {
+            (1 | 2, Outcome::Rejected { code, .. }) => assert_eq!(code, "22P03"),
+            (_, outcome) => assert_eq!(*outcome, Outcome::Persisted, "{n}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -172,7 +172,7 @@ async fn tables_joined_by_a_foreign_key_are_refused() {
                                 parent bigint CONSTRAINT family REFERENCES parents (id))",
     )
     .await;
-    let opened = bed.open_unconnected(config_of(records));
+    let opened = bed.open_unconnected(config_of(&records));
     let state = wait_for_reason(&opened.store, DatabaseReason::ForeignKeyBetweenTargets).await;
     assert!(state.message.contains("\"family\""), "{}", state.message);
     bed.execute("ALTER TABLE children DROP CONSTRAINT family").await;
