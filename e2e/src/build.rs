@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, debian};
+use crate::{cache, debian, process};
 
 /// What `KUBECONFIG` offers to those who cannot have the cluster of this machine.
 pub const ALTERNATIVE: &str = "or use a cluster of your own: `KUBECONFIG=... make demo`";
@@ -136,7 +136,8 @@ impl GoModule {
         eprintln!("  building {} {} ...", self.name, self.version);
         let log = cache::directory()?.join(format!("build-{}.log", self.name));
         let output = File::create(&log).with_context(|| format!("failed to create {}", log.display()))?;
-        let status = Command::new(go)
+        let mut command = process::bound_command(go, None);
+        command
             .args(arguments)
             .arg("-o")
             .arg(directory.join(self.name))
@@ -145,8 +146,9 @@ impl GoModule {
             .env("CGO_ENABLED", "0")
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
-            .stderr(output)
-            .status()
+            .stderr(output);
+        let status = process::spawn(command)
+            .and_then(|mut child| child.wait())
             .context("failed to run go")?;
         if !status.success() {
             bail!(

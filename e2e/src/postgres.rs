@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -361,11 +361,11 @@ fn program(name: &str) -> Result<PathBuf> {
 }
 
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp")
-        .arg("-a")
-        .arg(from)
-        .arg(to)
-        .status()
+    // Bound to us: whoever runs after we were killed finds nobody that still copies.
+    let mut command = process::bound_command("cp", None);
+    command.arg("-a").arg(from).arg(to);
+    let status = process::spawn(command)
+        .and_then(|mut child| child.wait())
         .context("failed to run cp")?;
     ensure!(
         status.success(),

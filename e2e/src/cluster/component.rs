@@ -70,6 +70,8 @@ pub enum Ready {
     Http(SocketAddr, &'static str),
     /// It accepts connections on this socket, a path in the sandbox.
     Socket(&'static str),
+    /// A client of PostgreSQL is asked for its password, and not told to wait until recovery ends.
+    Postgres(SocketAddr),
     /// kubectl, as administrator, gets something from this path of the API server.
     Api(&'static str),
 }
@@ -99,6 +101,7 @@ impl Component {
     fn is_ready(&self, layout: &Layout, sandbox: &Sandbox) -> bool {
         match self.ready {
             Ready::Tcp(address) => TcpStream::connect_timeout(&address, PROBE_TIMEOUT).is_ok(),
+            Ready::Postgres(address) => asks_for_password(address).unwrap_or(false),
             Ready::Http(address, path) => get(address, path).unwrap_or(false),
             // The root of the first process is the root of the sandbox.
             Ready::Socket(path) => {
@@ -156,6 +159,21 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<bool> {
     let mut status = [0; 12];
     stream.read_exact(&mut status)?;
     Ok(status.ends_with(b" 200"))
+}
+
+/// Whether PostgreSQL answers the start of a session with the request (R) for a password, and not with an error (E).
+fn asks_for_password(address: SocketAddr) -> std::io::Result<bool> {
+    /// Version 3.0 of the protocol.
+    const PROTOCOL: u32 = 3 << 16;
+    let mut message = PROTOCOL.to_be_bytes().to_vec();
+    message.extend(b"user\0postgres\0database\0postgres\0\0");
+    let length = u32::try_from(message.len() + 4).unwrap_or(0);
+    let mut stream = TcpStream::connect_timeout(&address, PROBE_TIMEOUT)?;
+    stream.set_read_timeout(Some(PROBE_TIMEOUT))?;
+    stream.write_all(&[&length.to_be_bytes(), message.as_slice()].concat())?;
+    let mut kind = [0];
+    stream.read_exact(&mut kind)?;
+    Ok(kind == *b"R")
 }
 
 /// Starts the components that do not run, each as soon as what it needs is ready, and waits until all are.

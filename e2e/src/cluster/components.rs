@@ -163,7 +163,7 @@ pub const POSTGRES: Component = Component {
     after: &[],
     build: |_| postgres::server_program(),
     prepare: prepare_postgres,
-    ready: Ready::Tcp(node(POSTGRES_PORT)),
+    ready: Ready::Postgres(node(POSTGRES_PORT)),
     // Open transactions are rolled back and clients disconnected, as when an administrator stops it.
     stop: Signal::INT,
     objects: || {
@@ -364,12 +364,10 @@ fn prepare_coredns(layout: &Layout) -> Result<Invocation> {
 fn prepare_postgres(layout: &Layout) -> Result<Invocation> {
     let data = layout.path("postgres/data");
     if !data.is_dir() {
-        let unfinished = layout.path("postgres/data.unfinished");
-        if unfinished.is_dir() {
-            fs::remove_dir_all(&unfinished)?;
-        }
-        postgres::prepare_data(&unfinished)?;
-        fs::rename(&unfinished, &data)?;
+        // A directory of its own for each try: an earlier one was perhaps killed half-way.
+        let unfinished = tempfile::tempdir_in(layout.path("postgres"))?;
+        postgres::prepare_data(&unfinished.path().join("data"))?;
+        fs::rename(unfinished.path().join("data"), &data)?;
     }
     // No server runs, or this would not be called; after a crash the number in the file may be somebody else's.
     let stale = data.join("postmaster.pid");

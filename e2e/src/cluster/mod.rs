@@ -27,12 +27,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kube::Client;
 
-use self::{
-    components::CONTAINERD_SOCKET,
-    holder::Holder,
-    layout::Layout,
-    sandbox::Sandbox,
-};
+use self::{components::CONTAINERD_SOCKET, holder::Holder, layout::Layout, sandbox::Sandbox};
 pub use self::{
     down::{DownOptions, down},
     layout::{DNS_ADDRESS, NODE, NODE_ADDRESS},

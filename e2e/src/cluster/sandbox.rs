@@ -102,12 +102,6 @@ impl Sandbox {
         }
     }
 
-    /// Whether the sandbox still is.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        marks::sandbox(&self.directory) == Some(self.first_process)
-    }
-
     /// Moves this thread into the cluster's network: what it starts afterwards, threads and processes, is there too.
     pub fn enter_network(&self) -> Result<()> {
         self.enter("net", LinkNameSpaceType::Network)
