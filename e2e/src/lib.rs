@@ -6,6 +6,7 @@ mod certificates;
 pub mod cluster;
 pub mod control_plane;
 pub mod debian;
+pub mod ledger;
 pub mod image;
 mod kubernetes;
 pub mod postgres;

@@ -1,11 +1,26 @@
 //! Runs in the pods of a pipeline.
+
+use std::process::ExitCode;
+
 use clap::Parser;
+use ingest_runtime::{
+    config::{Arguments, Command},
+    run, telemetry,
+};
 
-/// Accepts records over HTTP and writes them to PostgreSQL.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {}
+/// Many threads allocate and free each other's memory here, which is what it is good at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {
-    Arguments::parse();
+fn main() -> ExitCode {
+    let Arguments { log_format, command } = Arguments::parse();
+    telemetry::start(log_format);
+    let Command::Serve(options) = command;
+    match run::serve(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "ends with an error");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,209 @@
+//! Connections: accepted up to a limit, each served by hyper until it ends, stalls, or the pod leaves.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::MissedTickBehavior,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Answer,
+    activity::{Activity, Stalled, Watched},
+    problem::{Problem, ProblemKind},
+};
+use crate::shutdown::Shutdown;
+
+/// The most connections at once, each with buffers of some 16 kB: an eighth of the pod's default memory limit.
+const MAX_CONNECTIONS: usize = 4096;
+/// What hyper reads of a head before it refuses it, in bytes; our own limit is a quarter of it.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// How often a connection is looked at, whether it stalls.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long connections that were accepted last have to send their request, once no more are accepted.
+const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
+/// The pause after a failed accept, which is nearly always a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// When to come again where there are too many connections.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// A port that is open.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    options: ServerOptions,
+}
+
+/// What a server needs to know.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Tells when to stop accepting.
+    pub shutdown: Shutdown,
+    /// Counts open connections.
+    pub connections: Gauge,
+    /// The longest that a request may take, once the pod is leaving.
+    pub request_timeout: Duration,
+}
+
+impl Server {
+    /// Opens a port.
+    pub async fn bind(address: SocketAddr, options: ServerOptions) -> io::Result<Self> {
+        Ok(Self {
+            listener: TcpListener::bind(address).await?,
+            options,
+        })
+    }
+
+    /// Where the port is.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until the pod has left: returns when the last request is answered.
+    pub async fn serve<H, F>(self, handler: H)
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
+    {
+        let (tracker, ending) = (TaskTracker::new(), CancellationToken::new());
+        let accept = |stream: TcpStream| {
+            if tracker.len() >= MAX_CONNECTIONS {
+                refuse(&stream);
+                return;
+            }
+            let connection = Connection {
+                ending: ending.child_token(),
+                open: Open::new(self.options.connections.clone()),
+            };
+            tracker.spawn(connection.serve(stream, handler.clone()));
+        };
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => accept(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "failed to accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = self.options.shutdown.closing() => break,
+            }
+        }
+        // Those that the kernel has accepted already are clients with a connection.
+        while let Some(Ok((stream, _))) = self.listener.accept().now_or_never() {
+            accept(stream);
+        }
+        drop(self.listener);
+        tracker.close();
+        let finish = async {
+            if tokio::time::timeout(LAST_REQUEST_TIME, tracker.wait())
+                .await
+                .is_err()
+            {
+                ending.cancel();
+                tracker.wait().await;
+            }
+        };
+        let longest = LAST_REQUEST_TIME + self.options.request_timeout + CHECK_INTERVAL;
+        if tokio::time::timeout(longest, finish).await.is_err() {
+            tracing::warn!(connections = tracker.len(), "connections are cut that do not end");
+        }
+    }
+}
+
+/// Counts a connection for as long as it is there.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+struct Connection {
+    ending: CancellationToken,
+    open: Open,
+}
+
+impl Connection {
+    async fn serve<H, F>(self, stream: TcpStream, handler: H)
+    where
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Result<Answer, Infallible>>,
+    {
+        // An answer is one packet, and nothing follows it that it could wait for.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "failed to set TCP_NODELAY");
+        }
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let service = service_fn(|request| {
+            activity.busy();
+            let answer = handler(request);
+            let activity = &activity;
+            async move {
+                let answer = answer.await;
+                activity.idle(Instant::now());
+                answer
+            }
+        });
+        let io = TokioIo::new(Watched::new(stream, activity.clone()));
+        let mut connection = pin!(
+            http1::Builder::new()
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(io, service)
+        );
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "a connection ended with an error");
+                    }
+                    break;
+                }
+                () = self.ending.cancelled(), if !told => {
+                    told = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                _ = check.tick() => match activity.stalled(Instant::now()) {
+                    Some(Stalled::Idle) => connection.as_mut().graceful_shutdown(),
+                    // What is no request yet is owed no answer.
+                    Some(Stalled::Head) => break,
+                    None => {}
+                },
+            }
+        }
+        drop(self.open);
+    }
+}
+
+/// Tells a client that there are too many; what does not fit into the socket at once is not worth waiting for.
+fn refuse(stream: &TcpStream) {
+    let problem =
+        Problem::new(ProblemKind::Overloaded, "too many connections are open").retry_after(FULL_RETRY_AFTER);
+    // A client that cannot be told is refused all the same.
+    let _ = stream.try_write(&problem.into_closing_bytes());
+}

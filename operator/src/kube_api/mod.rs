@@ -1,0 +1,8 @@
+//! What every controller needs of the Kubernetes API. Nothing here knows an `IngestionPipeline`.
+
+pub mod apply;
+pub mod conditions;
+pub mod events;
+pub mod leadership;
+pub mod ownership;
+pub mod prune;
