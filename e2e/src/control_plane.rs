@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// How long the API server may take; it takes 3 s on an idle machine.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often a condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// A free port may be taken by somebody else between its choice and its use.

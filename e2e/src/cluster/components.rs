@@ -89,7 +89,7 @@ pub const COMPONENTS: [&Component; 10] = [
         program: "kube-scheduler",
         after: &["kube-apiserver"],
         build: kubernetes_program,
-        prepare: prepare_scheduler,
+        prepare: |layout| Ok(scheduler_arguments(layout).into()),
         ready: Ready::Tcp(node(10259)),
         stop: Signal::TERM,
         objects: Vec::new,
@@ -207,17 +207,16 @@ fn expose(namespace: &str, name: &str, address: Option<Ipv4Addr>, ports: &Value)
     vec![service, endpoints]
 }
 
-fn prepare_scheduler(layout: &Layout) -> Result<Invocation> {
+fn scheduler_arguments(layout: &Layout) -> Vec<String> {
     let kubeconfig = layout.settings().kubeconfig("kube-scheduler");
     let kubeconfig = kubeconfig.display();
-    Ok(vec![
+    vec![
         flag("kubeconfig", &kubeconfig),
         flag("authentication-kubeconfig", &kubeconfig),
         flag("authorization-kubeconfig", &kubeconfig),
         flag("bind-address", NODE_ADDRESS),
         flag("leader-elect", false),
     ]
-    .into())
 }
 
 fn prepare_containerd(layout: &Layout) -> Result<Invocation> {

@@ -25,7 +25,7 @@ pub struct Holder {
 
 /// The right to start and stop; given back when dropped.
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Holder {
@@ -34,6 +34,13 @@ impl Holder {
     pub fn this_checkout() -> PathBuf {
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
         package.parent().unwrap_or(package).to_path_buf()
+    }
+
+    /// Says that the cluster is held; nobody else may be starting or stopping it.
+    pub fn record(&self, _lock: &Lock) -> Result<()> {
+        let path = Path::new(DIRECTORY).join("holder.json");
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("failed to write {}", path.display()))
     }
 
     /// Who holds the cluster, if anybody does.
@@ -63,20 +70,15 @@ impl Lock {
             // Whoever had it may have removed the file: then this is a lock of nothing.
             let ours = file.metadata()?.ino();
             if fs::metadata(&path).is_ok_and(|metadata| metadata.ino() == ours) {
-                return Ok(Self { _file: file });
+                return Ok(Self { file });
             }
         }
     }
 
-    /// Says that the cluster is held.
-    pub fn hold(&self, holder: &Holder) -> Result<()> {
-        let path = Path::new(DIRECTORY).join("holder.json");
-        fs::write(&path, serde_json::to_vec_pretty(holder)?)
-            .with_context(|| format!("failed to write {}", path.display()))
-    }
-
     /// Says that nobody holds the cluster, and gives the lock back.
     pub fn release(self) -> Result<()> {
-        fs::remove_dir_all(DIRECTORY).with_context(|| format!("failed to remove {DIRECTORY}"))
+        fs::remove_dir_all(DIRECTORY).with_context(|| format!("failed to remove {DIRECTORY}"))?;
+        drop(self.file);
+        Ok(())
     }
 }

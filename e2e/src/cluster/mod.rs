@@ -251,5 +251,5 @@ pub fn become_first_process(directory: PathBuf) -> Result<()> {
 
 /// What the component `volumes` does; see `cluster provision-volumes`.
 pub async fn provision_volumes(kubeconfig: &Path) -> Result<()> {
-    volumes::provision(kubeconfig).await
+    Box::pin(volumes::provision(kubeconfig)).await
 }

@@ -41,6 +41,8 @@ pub const PRIVATE_DIRECTORIES: [(&str, &str); 4] = [
 const RUN_DIRECTORIES: [(&str, &str); 2] = [("/run/postgres", "postgres"), ("/run/volumes", "volumes")];
 /// Two mounts and three calls of `ip` take a tenth of a second.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often the first process looks for children where it has none.
+const ORPHAN_INTERVAL: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The namespaces of a running cluster.
@@ -194,9 +196,8 @@ pub fn become_first_process(layout: &Layout) -> Result<()> {
     prepare_network()?;
     std::fs::write(layout.path("sandbox-ready"), "")?;
     loop {
-        match wait(WaitOptions::empty()) {
-            Err(rustix::io::Errno::CHILD) => thread::sleep(Duration::from_millis(200)),
-            _ => (),
+        if let Err(rustix::io::Errno::CHILD) = wait(WaitOptions::empty()) {
+            thread::sleep(ORPHAN_INTERVAL);
         }
     }
 }

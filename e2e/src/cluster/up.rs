@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The kubelet reports within seconds.
-const NODE_TIMEOUT: Duration = Duration::from_secs(60);
+const NODE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest path of a socket, less what components put below the cluster's directory.
 const LONGEST_DIRECTORY: usize = 200;
 
@@ -51,10 +51,11 @@ pub fn up() -> Result<()> {
         );
     }
     let start = Instant::now();
-    lock.hold(&Holder {
+    let holder = Holder {
         checkout,
         directory: layout.directory.clone(),
-    })?;
+    };
+    holder.record(&lock)?;
     let (sandbox, is_new) = enter_or_create(&layout)?;
     let cluster = Cluster {
         layout: layout.clone(),

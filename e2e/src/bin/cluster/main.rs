@@ -159,7 +159,7 @@ fn write_image(arguments: Image) -> Result<()> {
 
 fn print_environment() -> Result<()> {
     let cluster = Cluster::attach()?;
-    println!("export KUBECONFIG={:?}", cluster.kubeconfig());
+    println!("export KUBECONFIG='{}'", cluster.kubeconfig().display());
     println!(
         "# The addresses in it are those of the cluster's network: enter it with `cluster exec -- bash`."
     );
