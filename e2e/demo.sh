@@ -48,7 +48,7 @@ say "The operator"
 run kubectl apply --server-side -k config/crd
 run kubectl apply --server-side -k config/default
 kubectl -n nomnom-system set image deployment/nomnom-operator "operator=$OPERATOR_IMAGE" >/dev/null
-kubectl -n nomnom-system set env deployment/nomnom-operator "NOMNOM_RUNTIME_IMAGE=$RUNTIME_IMAGE" >/dev/null
+kubectl -n nomnom-system set env deployment/nomnom-operator "RUNTIME_IMAGE=$RUNTIME_IMAGE" >/dev/null
 run kubectl -n nomnom-system rollout status deployment/nomnom-operator --timeout=180s
 
 say "The example pipeline, and the Secret with its database's URL"
