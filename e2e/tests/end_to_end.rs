@@ -11,7 +11,7 @@ use bed::{Bed, Pipeline, eventually};
 use e2e::ledger::{Ledger, Load, Tally};
 
 /// Enough for pods to start, and for the kubelet to see a new Secret (a minute by default).
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 #[test]
 fn a_record_goes_in_and_a_row_comes_out() {

@@ -19,7 +19,7 @@ pub const RECORD: &str = "O|-1|456|F|123.45|2024-01-01|urgent|clerk1|1|comment";
 
 /// How often a condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The cluster with the operator in it.
 pub struct Bed {

@@ -173,7 +173,7 @@ pub fn assert_row_and_volume_kept() {
         })
         .unwrap();
     // The pod's status is from before; a container that answers is not.
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(2);
     let arguments = [
         "exec",
         "--namespace=life",
