@@ -38,6 +38,7 @@ fn main() {
     let before = Machine::look();
     let steps: [(&str, fn()); 9] = [
         ("two at once bring up one cluster", brings_up_one_cluster),
+        ("another checkout is told who holds it", tells_another_checkout),
         (
             "a pod runs, resolves names and keeps a volume",
             workload::runs_a_pod,
