@@ -6,9 +6,9 @@ mod certificates;
 pub mod cluster;
 pub mod control_plane;
 pub mod debian;
-pub mod ledger;
 pub mod image;
 mod kubernetes;
+pub mod ledger;
 pub mod postgres;
 pub mod process;
 

@@ -36,8 +36,9 @@ fn main() {
     let start = Instant::now();
     cluster(&["down"]).unwrap();
     let before = Machine::look();
-    let steps: [(&str, fn()); 8] = [
+    let steps: [(&str, fn()); 9] = [
         ("two at once bring up one cluster", brings_up_one_cluster),
+        ("another checkout is told who holds it", tells_another_checkout),
         (
             "a pod runs, resolves names and keeps a volume",
             workload::runs_a_pod,
@@ -79,6 +80,26 @@ fn brings_up_one_cluster() {
         status.contains(env!("CARGO_MANIFEST_DIR").trim_end_matches("/e2e")),
         "{status}"
     );
+}
+
+/// As another checkout sees it: the record that `up` leaves names somebody else.
+fn tells_another_checkout() {
+    const RECORD: &str = "/run/nomnom-e2e/holder.json";
+    let record = std::fs::read_to_string(RECORD).unwrap();
+    let foreign = record.replace(env!("CARGO_MANIFEST_DIR").trim_end_matches("/e2e"), "/elsewhere");
+    std::fs::write(RECORD, foreign).unwrap();
+    for command in ["up", "down"] {
+        let error = cluster(&[command]).unwrap_err();
+        assert!(error.contains("held by /elsewhere"), "{command}: {error}");
+    }
+    assert!(
+        Cluster::attach()
+            .unwrap_err()
+            .to_string()
+            .contains("held by /elsewhere")
+    );
+    assert!(cluster(&["status"]).unwrap().contains("/elsewhere"));
+    std::fs::write(RECORD, record).unwrap();
 }
 
 /// The programs that `cluster status` lists, and their process ids.

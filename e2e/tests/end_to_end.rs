@@ -11,7 +11,7 @@ use bed::{Bed, Pipeline, eventually};
 use e2e::ledger::{Ledger, Load, Tally};
 
 /// Enough for pods to start, and for the kubelet to see a new Secret (a minute by default).
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 #[test]
 fn a_record_goes_in_and_a_row_comes_out() {
@@ -22,7 +22,15 @@ fn a_record_goes_in_and_a_row_comes_out() {
     let ledger = Arc::new(Ledger::default());
     bed.run(post(&ledger, &pipeline, 16, 1_000));
     let tally = pipeline.check(&ledger);
-    assert_eq!(tally, Tally { persisted: 1_000, ..Tally::default() }, "{:?}", ledger.failures());
+    assert_eq!(
+        tally,
+        Tally {
+            persisted: 1_000,
+            ..Tally::default()
+        },
+        "{:?}",
+        ledger.failures()
+    );
 
     let (status, body) = pipeline.post("O|1|456|F|123.45|2024-02-30|urgent|clerk1|1|comment");
     assert_eq!(status, 400, "{body}");
@@ -30,13 +38,22 @@ fn a_record_goes_in_and_a_row_comes_out() {
     let (status, body) = pipeline.post("L|1|155190|7706|1|17|21168.23|0.04|0.02|N|O|1996-03-13|1996-02-12|1996-03-22|DELIVER IN PERSON|TRUCK|");
     assert_eq!(status, 200, "{body}");
     let (status, found) = pipeline.status(body["message_id"].as_str().unwrap());
-    assert_eq!((status, found["status"].as_str()), (200, Some("persisted")), "{found}");
+    assert_eq!(
+        (status, found["status"].as_str()),
+        (200, Some("persisted")),
+        "{found}"
+    );
 
     let columns = pipeline.kubectl(&["get", "ipl"]);
-    assert!(columns.contains("Sync") && columns.contains("/api/ingest/message"), "{columns}");
+    assert!(
+        columns.contains("Sync") && columns.contains("/api/ingest/message"),
+        "{columns}"
+    );
 
     pipeline.kubectl(&["delete", "ipl", "orders", "--wait"]);
-    eventually(PATIENCE, "the pipeline's objects are gone", || pipeline.children().is_empty());
+    eventually(PATIENCE, "the pipeline's objects are gone", || {
+        pipeline.children().is_empty()
+    });
     let tally = pipeline.check(&ledger);
     assert_eq!(tally.persisted, 1_000, "the rows stay when the pipeline goes");
 }
@@ -64,10 +81,14 @@ fn a_stopped_database_is_a_503_and_heals_without_a_restart() {
     let pods = pipeline.pods();
     let ledger = under_load(&bed, &pipeline, || {
         bed.cluster.postgres().stop().unwrap();
-        eventually(PATIENCE, "records are answered 503", || pipeline.post(bed::RECORD).0 == 503);
+        eventually(PATIENCE, "records are answered 503", || {
+            pipeline.post(bed::RECORD).0 == 503
+        });
         pipeline.wait_for("DatabaseReady=False");
         bed.cluster.postgres().start().unwrap();
-        eventually(PATIENCE, "records are answered 200", || pipeline.post(bed::RECORD).0 == 200);
+        eventually(PATIENCE, "records are answered 200", || {
+            pipeline.post(bed::RECORD).0 == 200
+        });
     });
     pipeline.wait_until_ready();
     assert_eq!(pipeline.pods(), pods, "no pod was replaced");
@@ -104,7 +125,9 @@ fn a_secret_that_comes_later_is_noticed() {
         })
     });
     eventually(PATIENCE, "records are answered 503", || {
-        pipeline.try_post(bed::RECORD).is_some_and(|(status, _)| status == 503)
+        pipeline
+            .try_post(bed::RECORD)
+            .is_some_and(|(status, _)| status == 503)
     });
     pipeline.create_secret();
     pipeline.wait_until_ready();
@@ -126,7 +149,9 @@ fn a_bad_edit_keeps_the_last_good_spec_serving() {
     let pod = pipeline.pods().remove(0);
     pipeline.kubectl(&["delete", "pod", &pod, "--wait=false"]);
     eventually(PATIENCE, "the Service is back and records are stored", || {
-        pipeline.try_post(bed::RECORD).is_some_and(|(status, _)| status == 200)
+        pipeline
+            .try_post(bed::RECORD)
+            .is_some_and(|(status, _)| status == 200)
     });
     eventually(PATIENCE, "a new pod serves", || {
         let pods = pipeline.pods();
@@ -156,7 +181,11 @@ fn post(
     connections: usize,
     records: i64,
 ) -> impl Future<Output = ()> + Send + 'static {
-    let load = Load { url: pipeline.url(), connections, records };
+    let load = Load {
+        url: pipeline.url(),
+        connections,
+        records,
+    };
     let ledger = Arc::clone(ledger);
     async move { ledger.post(&load).await.unwrap() }
 }

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::{layout::Layout, marks, sandbox::Sandbox};
-use crate::build;
+use crate::{build, kubernetes};
 
 /// How long a component may take until it is ready; on an idle machine none takes 5 s.
 const START_TIMEOUT: Duration = Duration::from_secs(90);
@@ -72,7 +72,7 @@ pub enum Ready {
     Socket(&'static str),
     /// A client of PostgreSQL is asked for its password, and not told to wait until recovery ends.
     Postgres(SocketAddr),
-    /// kubectl, as administrator, gets something from this path of the API server.
+    /// An administrator gets something from this path of the API server.
     Api(&'static str),
 }
 
@@ -107,7 +107,7 @@ impl Component {
             Ready::Socket(path) => {
                 UnixStream::connect(sandbox.root().join(path.trim_start_matches('/'))).is_ok()
             }
-            Ready::Api(path) => super::kubectl(layout, sandbox, &["get", "--raw", path]).is_ok(),
+            Ready::Api(path) => ask_api_server(layout, path).is_ok(),
         }
     }
 
@@ -149,6 +149,22 @@ impl Component {
         marks::signal_component(&layout.directory, self.name, self.program, Signal::KILL)?;
         marks::wait_until_gone(&layout.directory, self.name, self.program, START_TIMEOUT)
     }
+}
+
+/// What the API server answers to an administrator's GET, within the time that a question may take.
+///
+/// Not by kubectl, whose start alone takes longer. To be called from a thread in the cluster's network.
+pub fn ask_api_server(layout: &Layout, path: &str) -> Result<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut config = kubernetes::client_configuration(&layout.kubeconfig()).await?;
+        config.default_retry = false;
+        let request = http::Request::get(path).body(Vec::new())?;
+        let client = kube::Client::try_from(config)?;
+        Ok(tokio::time::timeout(PROBE_TIMEOUT, client.request_text(request)).await??)
+    })
 }
 
 /// Whether a GET is answered with 200.

@@ -28,7 +28,7 @@ use crate::{build, debian};
 
 /// The sandbox's name among the components.
 pub const COMPONENT: &str = "sandbox";
-/// The hidden command of the `cluster` program that runs [`become_first_process`].
+/// The hidden command of the `cluster` program that runs `become_first_process`.
 pub const COMMAND: &str = "first-process";
 /// Directories of the machine that Kubernetes cannot be talked out of, and what lies over them in the sandbox.
 pub const PRIVATE_DIRECTORIES: [(&str, &str); 4] = [

@@ -11,15 +11,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 
 use super::{
-    Cluster, cgroups,
-    component::{self, State},
+    Cluster, cgroups, component,
     components::{COMPONENTS, PACKAGES, PAUSE_IMAGE},
     down,
     holder::{Holder, Lock},
-    kubectl,
     layout::{DNS_ADDRESS, DOMAIN, Layout, NODE},
     load_image, run_kubectl,
     sandbox::Sandbox,
@@ -107,19 +106,17 @@ fn start_components(layout: &Layout, sandbox: &Sandbox) -> Result<Vec<&'static s
     let path = layout.configure("resolv.conf", &resolver)?;
     // Read by programs that run as anybody.
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
-    let all_ready = || {
-        COMPONENTS
-            .iter()
-            .all(|component| component.state(layout, sandbox) == State::Ready)
-    };
-    if layout.path("complete").exists() && all_ready() {
-        return Ok(Vec::new());
-    }
     let started = component::start_all(&COMPONENTS, layout, sandbox)?;
-    load_pause_image(layout, sandbox)?;
-    apply_objects(layout, sandbox)?;
-    wait_for_node(layout, sandbox)?;
-    fs::write(layout.path("complete"), "")?;
+    let complete = layout.path("complete");
+    if started.is_empty() && complete.exists() {
+        return Ok(started);
+    }
+    if !complete.exists() {
+        load_pause_image(layout, sandbox)?;
+        apply_objects(layout, sandbox)?;
+    }
+    wait_for_node(layout)?;
+    fs::write(complete, "")?;
     Ok(started)
 }
 
@@ -153,18 +150,29 @@ fn apply_objects(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_node(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
+fn wait_for_node(layout: &Layout) -> Result<()> {
     let start = Instant::now();
-    let path = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-    loop {
-        match kubectl(layout, sandbox, &["get", "node", NODE, "-o", path]) {
-            Ok(status) if status == "True" => return Ok(()),
-            result if start.elapsed() > NODE_TIMEOUT => {
-                bail!(
-                    "the node is not ready ({result:?}): `cluster logs kubelet` and `cluster kubectl describe node` say why"
-                )
-            }
-            _ => thread::sleep(Duration::from_millis(100)),
+    while !node_is_ready(layout).unwrap_or(false) {
+        if start.elapsed() > NODE_TIMEOUT {
+            bail!(
+                "the node is not ready: `cluster logs kubelet` and `cluster kubectl describe node` say why"
+            );
         }
+        thread::sleep(Duration::from_millis(100));
     }
+    Ok(())
+}
+
+fn node_is_ready(layout: &Layout) -> Result<bool> {
+    let node: Node = serde_json::from_str(&component::ask_api_server(
+        layout,
+        &format!("/api/v1/nodes/{NODE}"),
+    )?)?;
+    let conditions = node
+        .status
+        .and_then(|status| status.conditions)
+        .unwrap_or_default();
+    Ok(conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }

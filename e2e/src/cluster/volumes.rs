@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use super::layout::NODE;
 use crate::kubernetes;
 
-/// The hidden command of the `cluster` program that runs [`provision`].
+/// The hidden command of the `cluster` program that runs `provision`.
 pub const COMMAND: &str = "provision-volumes";
 /// Where it accepts connections, and so says that it watches; loopback of the cluster's network.
 pub const PORT: u16 = 10300;

@@ -19,7 +19,7 @@ pub const RECORD: &str = "O|-1|456|F|123.45|2024-01-01|urgent|clerk1|1|comment";
 
 /// How often a condition is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The cluster with the operator in it.
 pub struct Bed {
@@ -43,7 +43,10 @@ impl Bed {
     fn install() -> Self {
         cluster::up().unwrap();
         let cluster = Cluster::attach().unwrap();
-        for (name, variable) in [("operator", "OPERATOR_IMAGE"), ("ingest-runtime", "RUNTIME_IMAGE")] {
+        for (name, variable) in [
+            ("operator", "OPERATOR_IMAGE"),
+            ("ingest-runtime", "RUNTIME_IMAGE"),
+        ] {
             let default = format!("docker.io/nomnom/{name}:{}", env!("CARGO_PKG_VERSION"));
             let image = Image {
                 name: std::env::var(variable).unwrap_or(default),
@@ -56,10 +59,28 @@ impl Bed {
         }
         let bed = Self { cluster };
         for directory in ["config/crd", "config/default"] {
-            bed.kubectl(&["apply", "--server-side", "-k", &repository(directory).to_string_lossy()]);
+            bed.kubectl(&[
+                "apply",
+                "--server-side",
+                "-k",
+                &repository(directory).to_string_lossy(),
+            ]);
         }
-        bed.kubectl(&["-n", "nomnom-system", "rollout", "restart", "deployment/nomnom-operator"]);
-        bed.kubectl(&["-n", "nomnom-system", "rollout", "status", "deployment/nomnom-operator", "--timeout=120s"]);
+        bed.kubectl(&[
+            "-n",
+            "nomnom-system",
+            "rollout",
+            "restart",
+            "deployment/nomnom-operator",
+        ]);
+        bed.kubectl(&[
+            "-n",
+            "nomnom-system",
+            "rollout",
+            "status",
+            "deployment/nomnom-operator",
+            "--timeout=120s",
+        ]);
         bed
     }
 
@@ -79,7 +100,11 @@ fn repository(path: &str) -> PathBuf {
 /// A program of an image, as `make images` builds it.
 fn program(name: &str) -> PathBuf {
     let path = repository("target/x86_64-unknown-linux-gnu/release").join(name);
-    assert!(path.is_file(), "{} is missing: run `make images` first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make images` first",
+        path.display()
+    );
     path
 }
 
@@ -119,7 +144,12 @@ impl<'a> Pipeline<'a> {
         let namespace = format!("e2e-{scenario}");
         bed.kubectl(&["delete", "namespace", &namespace, "--ignore-not-found", "--wait"]);
         bed.kubectl(&["create", "namespace", &namespace]);
-        bed.kubectl(&["label", "namespace", &namespace, "pod-security.kubernetes.io/enforce=restricted"]);
+        bed.kubectl(&[
+            "label",
+            "namespace",
+            &namespace,
+            "pod-security.kubernetes.io/enforce=restricted",
+        ]);
         let pipeline = Self { bed, namespace };
         let (postgres, database) = (bed.cluster.postgres(), pipeline.database());
         bed.run(async move { postgres.create_database(&database).await.unwrap() });
@@ -129,13 +159,23 @@ impl<'a> Pipeline<'a> {
     /// Creates the Secret that the example names.
     pub fn create_secret(&self) {
         let url = self.bed.cluster.postgres().superuser_url(&self.database());
-        self.kubectl(&["create", "secret", "generic", "orders-db", &format!("--from-literal=url={url}")]);
+        self.kubectl(&[
+            "create",
+            "secret",
+            "generic",
+            "orders-db",
+            &format!("--from-literal=url={url}"),
+        ]);
     }
 
     fn apply_example(&self) {
         let example = fs::read_to_string(repository("examples/orders.yaml")).unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(&file, example.replace("namespace: shop", &format!("namespace: {}", self.namespace))).unwrap();
+        fs::write(
+            &file,
+            example.replace("namespace: shop", &format!("namespace: {}", self.namespace)),
+        )
+        .unwrap();
         self.kubectl(&["apply", "-f", &file.path().to_string_lossy()]);
     }
 
@@ -155,13 +195,21 @@ impl<'a> Pipeline<'a> {
     /// Waits for a condition in the form of `kubectl wait`: `Ready`, `DatabaseReady=False`.
     pub fn wait_for(&self, condition: &str) {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-        self.kubectl(&["wait", &format!("--for=condition={condition}"), "ipl/orders", &timeout]);
+        self.kubectl(&[
+            "wait",
+            &format!("--for=condition={condition}"),
+            "ipl/orders",
+            &timeout,
+        ]);
     }
 
     pub fn condition(&self, condition_type: &str) -> Option<Value> {
-        let pipeline: Value = serde_json::from_str(&self.kubectl(&["get", "ipl", "orders", "-o", "json"])).unwrap();
+        let pipeline: Value =
+            serde_json::from_str(&self.kubectl(&["get", "ipl", "orders", "-o", "json"])).unwrap();
         let conditions = pipeline["status"]["conditions"].as_array()?.clone();
-        conditions.into_iter().find(|condition| condition["type"] == condition_type)
+        conditions
+            .into_iter()
+            .find(|condition| condition["type"] == condition_type)
     }
 
     /// The names of the pods that are not on their way out, sorted.
@@ -178,19 +226,39 @@ impl<'a> Pipeline<'a> {
     /// How often containers of the pods were started again.
     pub fn restarts(&self) -> u64 {
         let pods = self.live_pods();
-        pods.iter().map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap()).sum()
+        pods.iter()
+            .map(|pod| {
+                pod["status"]["containerStatuses"][0]["restartCount"]
+                    .as_u64()
+                    .unwrap()
+            })
+            .sum()
     }
 
     fn live_pods(&self) -> Vec<Value> {
         let pods: Value = serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).unwrap();
         let live = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
-        pods["items"].as_array().unwrap().iter().filter(live).cloned().collect()
+        pods["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(live)
+            .cloned()
+            .collect()
     }
 
     /// All objects that bear the pipeline's labels, and their pods.
     pub fn children(&self) -> Vec<String> {
-        let kinds = "configmaps,secrets,serviceaccounts,services,deployments,replicasets,controllerrevisions,pods";
-        let names = self.kubectl(&["get", kinds, "-l", "app.kubernetes.io/managed-by=nomnom", "-o", "name"]);
+        let kinds =
+            "configmaps,secrets,serviceaccounts,services,deployments,replicasets,controllerrevisions,pods";
+        let names = self.kubectl(&[
+            "get",
+            kinds,
+            "-l",
+            "app.kubernetes.io/managed-by=nomnom",
+            "-o",
+            "name",
+        ]);
         names.lines().map(str::to_owned).collect()
     }
 
@@ -211,13 +279,28 @@ impl<'a> Pipeline<'a> {
 
     /// The same; nothing where the Service is absent or no pod answers.
     pub fn try_post(&self, record: &str) -> Option<(u16, Value)> {
-        let arguments = ["-n", &self.namespace, "get", "service", "orders", "-o", "jsonpath={.spec.clusterIP}"];
+        let arguments = [
+            "-n",
+            &self.namespace,
+            "get",
+            "service",
+            "orders",
+            "-o",
+            "jsonpath={.spec.clusterIP}",
+        ];
         let address = self.bed.try_kubectl(&arguments).ok()?;
         let url = format!("http://{address}:8080/api/ingest/message");
         let record = record.to_owned();
         self.bed.run(async move {
-            let request = reqwest::Client::new().post(url).header("content-type", "text/plain");
-            let response = request.body(record).timeout(Duration::from_secs(15)).send().await.ok()?;
+            let request = reqwest::Client::new()
+                .post(url)
+                .header("content-type", "text/plain");
+            let response = request
+                .body(record)
+                .timeout(Duration::from_secs(15))
+                .send()
+                .await
+                .ok()?;
             Some((response.status().as_u16(), response.json().await.ok()?))
         })
     }
@@ -237,7 +320,10 @@ impl<'a> Pipeline<'a> {
         let (postgres, database) = (self.bed.cluster.postgres(), self.database());
         self.bed.run(async move {
             let mut connection = postgres.connect(&database).await.unwrap();
-            sqlx::raw_sql("DELETE FROM orders WHERE order_key = -1").execute(&mut connection).await.unwrap();
+            sqlx::raw_sql("DELETE FROM orders WHERE order_key = -1")
+                .execute(&mut connection)
+                .await
+                .unwrap();
             ledger.check(&mut connection).await.unwrap()
         })
     }
