@@ -76,7 +76,6 @@ pub struct ObservedPod {
 
 /// Looks at a pipeline and all that belongs to it.
 pub async fn observe(context: &Context, pipeline: &Pipeline) -> Result<Observed, Problem> {
-    context.stores.wait_until_ready().await;
     let identity = pipeline.identity();
     let stores = &context.stores;
     let owner = metadata::owner(&identity);
