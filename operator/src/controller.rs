@@ -231,7 +231,9 @@ fn status_patch(
 fn is_good(condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> bool {
     match condition.type_.as_str() {
         condition::STALLED => false,
-        condition::RECONCILING => condition.reason == Reason::RollingOut.as_str(),
+        condition::RECONCILING => [Reason::RollingOut, Reason::DatabaseUnknown]
+            .iter()
+            .any(|reason| condition.reason == reason.as_str()),
         _ => condition.status != "False" || condition.reason == Reason::PodsNotReady.as_str(),
     }
 }

@@ -37,24 +37,28 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("nomnom_operator");
-        let metrics = (
-            Family::default(),
-            Histogram::new(PASS_SECONDS),
-            Family::default(),
-            Family::default(),
-            Gauge::default(),
+        let passes: Family<ResultLabel, Counter> = Family::default();
+        let pass_seconds = Histogram::new(PASS_SECONDS);
+        let writes: Family<WriteLabels, Counter> = Family::default();
+        let state_requests: Family<ResultLabel, Counter> = Family::default();
+        let leader = Gauge::default();
+        registry.register(
+            "reconciles",
+            "Passes over a pipeline, by their result",
+            passes.clone(),
         );
-        let (passes, pass_seconds, writes, state_requests, leader) = metrics.clone();
-        registry.register("reconciles", "Passes over a pipeline, by their result", passes);
-        registry.register("reconcile_duration_seconds", "How long a pass took", pass_seconds);
-        registry.register("writes", "Objects written, by kind and verb", writes);
+        registry.register(
+            "reconcile_duration_seconds",
+            "How long a pass took",
+            pass_seconds.clone(),
+        );
+        registry.register("writes", "Objects written, by kind and verb", writes.clone());
         registry.register(
             "state_requests",
             "Questions to pods, by their result",
-            state_requests,
+            state_requests.clone(),
         );
-        registry.register("leader", "Whether this process is the leader", leader);
-        let (passes, pass_seconds, writes, state_requests, leader) = metrics;
+        registry.register("leader", "Whether this process is the leader", leader.clone());
         Self {
             registry: Arc::new(registry),
             passes,

@@ -116,7 +116,6 @@ pub async fn run(context: Arc<Context>, changed: UnboundedSender<ObjectRef<Pipel
         // A pod is asked every 10 seconds; a connection would outlive many of them.
         .pool_max_idle_per_host(0)
         .build()?;
-    context.stores.wait_until_ready().await;
     let mut ticks = tokio::time::interval(INTERVAL_UNSETTLED);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -93,14 +93,16 @@ fn start(
     };
     let stores = watch::start(&client, config.namespace.as_deref(), &listeners, tasks);
     let context = Arc::new(Context::new(config, client, stores.clone(), leadership, metrics));
-    tasks.spawn(pod_state::run(context.clone(), changed));
-    tasks.spawn(reconcile::cleanup::run(context.clone(), deletions));
-    tasks.spawn(controller::run(context, requests));
     tasks.spawn(async move {
         stores.wait_until_ready().await;
         readiness.set(true);
         info!("seen all objects");
-        std::future::pending().await
+        tokio::try_join!(
+            pod_state::run(context.clone(), changed),
+            reconcile::cleanup::run(context.clone(), deletions),
+            controller::run(context, requests),
+        )?;
+        Ok(())
     });
 }
 

@@ -66,7 +66,7 @@ pub struct Listeners {
 pub struct WatchEnded(pub String);
 
 impl Stores {
-    /// Whether every watch has said what there is.
+    /// Waits until every watch has said what there is. To be awaited once: a store wakes only who asked it last.
     pub async fn wait_until_ready(&self) {
         // A writer that is dropped ends its task, and with it the process.
         let _ = tokio::join!(
@@ -117,6 +117,7 @@ impl Watches<'_> {
         let (reader, writer) = store();
         let listeners = self.listeners.clone();
         let events = watcher(self.api::<Pipeline>(), watcher::Config::default());
+        let (known, mut before) = (reader.clone(), Vec::new());
         let tell = move |event: &watcher::Event<Pipeline>| match event {
             watcher::Event::Apply(pipeline) | watcher::Event::InitApply(pipeline) => {
                 let _ = listeners.changed.unbounded_send(ObjectRef::from_obj(pipeline));
@@ -124,7 +125,13 @@ impl Watches<'_> {
             watcher::Event::Delete(pipeline) => {
                 let _ = listeners.deleted.unbounded_send(Arc::new(pipeline.clone()));
             }
-            watcher::Event::Init | watcher::Event::InitDone => {}
+            // A watch that starts anew says what there is, and not what went meanwhile.
+            watcher::Event::Init => before = known.state(),
+            watcher::Event::InitDone => {
+                for pipeline in before.drain(..).filter(|pipeline| is_gone(&known, pipeline)) {
+                    let _ = listeners.deleted.unbounded_send(pipeline);
+                }
+            }
         };
         tasks.spawn(follow(events, writer, tell));
         reader
@@ -177,6 +184,11 @@ pub fn pipeline_of(child: &ObjectMeta) -> Option<ObjectRef<Pipeline>> {
     Some(ObjectRef::new(name).within(child.namespace.as_deref()?))
 }
 
+fn is_gone(known: &Store<Pipeline>, pipeline: &Pipeline) -> bool {
+    let now = known.get(&ObjectRef::from_obj(pipeline));
+    now.is_none_or(|now| now.metadata.uid != pipeline.metadata.uid)
+}
+
 fn child_selector() -> watcher::Config {
     watcher::Config::default().labels(&labels::watch_selector())
 }
@@ -196,7 +208,7 @@ fn strip<K: Resource>(
 async fn follow<K>(
     events: impl futures::Stream<Item = watcher::Result<watcher::Event<K>>> + Send,
     mut writer: Writer<K>,
-    tell: impl Fn(&watcher::Event<K>) + Send,
+    mut tell: impl FnMut(&watcher::Event<K>) + Send,
 ) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,

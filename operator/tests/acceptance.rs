@@ -1,6 +1,7 @@
 //! What the API server takes as a pipeline and what it refuses, with what words. The rules are in `crds/src/spec.rs`; only
 //! an API server can say whether they are affordable.
 #![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::needless_pass_by_value, clippy::too_many_lines)] // tables
 
 use std::{fs, path::Path};
 

@@ -417,7 +417,11 @@ async fn a_receipt_key_is_never_replaced_without_a_word() {
     })
     .await;
 
-    // An admin's word: another key, and pods that use it.
+    regenerate(&bed, &known).await;
+}
+
+/// An admin's word: another key, and pods that use it.
+async fn regenerate(bed: &Bed, known: &str) {
     bed.api::<Secret>()
         .delete("orders-receipt", &DeleteParams::default())
         .await
@@ -426,13 +430,13 @@ async fn a_receipt_key_is_never_replaced_without_a_word() {
         .await;
     let annotation =
         |value: &str| json!({"metadata": {"annotations": {"nomnom.dev/regenerate-receipt-key": value}}});
-    patch::<IngestionPipeline>(&bed, "orders", annotation("0123456789abcdef")).await;
+    patch::<IngestionPipeline>(bed, "orders", annotation("0123456789abcdef")).await;
     bed.wait_for_passes(3).await;
     assert_eq!(bed.api::<Secret>().get_opt("orders-receipt").await.unwrap(), None);
-    patch::<IngestionPipeline>(&bed, "orders", annotation(&known)).await;
+    patch::<IngestionPipeline>(bed, "orders", annotation(known)).await;
     let pipeline = bed
         .wait_for_pipeline("orders", "another fingerprint", |it| {
-            it.status.as_ref().unwrap().receipt_key_fingerprint.as_ref() != Some(&known)
+            it.status.as_ref().unwrap().receipt_key_fingerprint.as_deref() != Some(known)
         })
         .await;
     let new = pipeline.status.unwrap().receipt_key_fingerprint.unwrap();

@@ -33,7 +33,7 @@ fn hash_of(deployment: &k8s_openapi::api::apps::v1::Deployment) -> String {
 #[tokio::test]
 async fn follows_the_pods_through_a_roll_out() {
     let bed = Bed::start().await;
-    let mut pipeline = example("orders");
+    let pipeline = example("orders");
     bed.apply(&pipeline).await;
     let first_hash = wait_for_deployment(&bed, "").await;
     let reconciling = bed
@@ -64,13 +64,16 @@ async fn follows_the_pods_through_a_roll_out() {
     ];
     bed.plane.kubectl(&wait).unwrap();
     bed.wait_for_quiet().await;
+    roll(&bed, pipeline, &first_hash, [one, two]).await;
+}
 
-    // Until the pods with the new configuration have taken over, what is served is the former generation: `kubectl
-    // wait` waits for what was applied, although records are accepted all the time.
+/// Until the pods with the new configuration have taken over, what is served is the former generation: `kubectl
+/// wait` waits for what was applied, although records are accepted all the time.
+async fn roll(bed: &Bed, mut pipeline: serde_json::Value, first_hash: &str, [one, two]: [FakePod; 2]) {
     pipeline["spec"]["ingest"]["requestLimits"] = json!({"timeout": "5s"});
     bed.apply(&pipeline).await;
-    wait_for_deployment(&bed, &first_hash).await;
-    say_rolled_out(&bed, "orders", 2, false).await;
+    wait_for_deployment(bed, first_hash).await;
+    say_rolled_out(bed, "orders", 2, false).await;
     bed.wait_for("orders", "Ready", ("True", "RollingOut")).await;
     let rolling = bed
         .wait_for_pipeline("orders", "is rolling", |it| {
@@ -93,10 +96,10 @@ async fn follows_the_pods_through_a_roll_out() {
     bed.wait_for("orders", "DatabaseReady", ("Unknown", "DatabaseUnknown"))
         .await;
 
-    one.remove(&bed).await;
-    two.remove(&bed).await;
-    let _new = FakePod::start(&bed, "orders", Ipv4Addr::new(127, 90, 1, 3)).await;
-    say_rolled_out(&bed, "orders", 2, true).await;
+    one.remove(bed).await;
+    two.remove(bed).await;
+    let _new = FakePod::start(bed, "orders", Ipv4Addr::new(127, 90, 1, 3)).await;
+    say_rolled_out(bed, "orders", 2, true).await;
     bed.wait_for("orders", "Ready", ("True", "Serving")).await;
     let rolled = bed
         .wait_for_pipeline("orders", "settled", |it| condition(it, "Reconciling").is_none())

@@ -1,5 +1,6 @@
 //! What every controller needs of the Kubernetes API. Nothing here knows an `IngestionPipeline`.
 
+pub mod adopt;
 pub mod apply;
 pub mod conditions;
 pub mod events;

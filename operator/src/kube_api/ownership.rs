@@ -26,6 +26,12 @@ impl Owner {
         }
     }
 
+    /// Whether an object is this owner's by its labels alone.
+    #[must_use]
+    pub fn may_adopt(&self, metadata: &ObjectMeta) -> bool {
+        controller_of(metadata).is_none() && self.owns(metadata)
+    }
+
     /// Whom an object belongs to that is not this owner's, for messages.
     #[must_use]
     pub fn describe_other(&self, metadata: &ObjectMeta) -> String {

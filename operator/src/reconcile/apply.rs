@@ -18,14 +18,15 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     Problem,
     accept::{InUse, unwritable},
-    observe::Observed,
+    observe::{Observed, accepted_generation},
     receipt::ensure_key,
     scale::scale,
 };
 use crate::{
     context::Context,
-    desired::{self, Desired, Input, names},
+    desired::{self, Desired, Input, labels, names},
     kube_api::{
+        adopt::adopt,
         apply::{Applied, RequestError},
         prune,
     },
@@ -162,8 +163,9 @@ impl Pass<'_> {
         Err(())
     }
 
-    /// Deletes configurations that no ReplicaSet names and accepted specs of long ago. Nothing is deleted because
-    /// something is not seen: what goes was seen and is ours.
+    /// Deletes configurations that no ReplicaSet names and accepted specs of long ago, and takes over the configurations
+    /// in use that an orphaning delete left. Nothing is deleted because something is not seen: what goes was seen and
+    /// is ours.
     async fn prune(&mut self, desired: &Desired) {
         let observed = self.observed;
         let is_needed = |config_map: &&ObjectMeta| {
@@ -171,19 +173,37 @@ impl Pass<'_> {
             let is_of = |hash: &String| name == names::config_map(&observed.identity.name, hash);
             is_of(&desired.config_hash) || observed.config_hashes_in_use.iter().any(is_of)
         };
-        let config_maps: Vec<_> = observed.config_maps.iter().filter(|it| !is_needed(it)).collect();
+        let (needed, config_maps): (Vec<_>, Vec<_>) = observed.config_maps.iter().partition(is_needed);
         let current = desired.revision.metadata.name.as_deref();
+        let is_kept = |(rank, revision): &(usize, &ObjectMeta)| {
+            *rank < KEPT_REVISIONS - 1 && accepted_generation(revision, &observed.identity.uid).is_some()
+        };
         let former = observed
             .revisions
             .iter()
             .filter(|it| it.name.as_deref() != current);
-        let revisions: Vec<_> = former.skip(KEPT_REVISIONS - 1).collect();
-        if config_maps.is_empty() && revisions.is_empty() {
-            return;
+        let revisions: Vec<_> = former
+            .enumerate()
+            .filter(|it| !is_kept(it))
+            .map(|(_, it)| it)
+            .collect();
+        let mut results = vec![self.adopt_all(&needed).await];
+        if !config_maps.is_empty() || !revisions.is_empty() {
+            results.push(self.delete_all(&config_maps, &revisions).await);
         }
-        if let Err(problem) = self.delete_all(&config_maps, &revisions).await {
-            self.outcome.problems.push(problem);
+        self.outcome
+            .problems
+            .extend(results.into_iter().filter_map(Result::err));
+    }
+
+    async fn adopt_all(&self, config_maps: &[&ObjectMeta]) -> Result<(), Problem> {
+        let owner = &self.observed.owner;
+        let labels = labels::all(&self.observed.identity);
+        for config_map in config_maps.iter().filter(|it| owner.may_adopt(it)) {
+            adopt::<ConfigMap>(self.context.client.clone(), owner, config_map, &labels).await?;
+            self.context.metrics.count_write("ConfigMap", "adopt");
         }
+        Ok(())
     }
 
     async fn delete_all(

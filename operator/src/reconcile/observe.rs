@@ -37,8 +37,6 @@ pub struct Observed {
     pub owner: Owner,
     /// The generation of the spec.
     pub generation: i64,
-    /// The resource version of the pipeline.
-    pub resource_version: Option<String>,
     /// What was said last.
     pub status: IngestionPipelineStatus,
     /// The receipt key.
@@ -76,7 +74,6 @@ pub struct ObservedPod {
 
 /// Looks at a pipeline and all that belongs to it.
 pub async fn observe(context: &Context, pipeline: &Pipeline) -> Result<Observed, Problem> {
-    context.stores.wait_until_ready().await;
     let identity = pipeline.identity();
     let stores = &context.stores;
     let owner = metadata::owner(&identity);
@@ -105,7 +102,6 @@ pub async fn observe(context: &Context, pipeline: &Pipeline) -> Result<Observed,
             .map(|deployment| (*deployment).clone()),
         pods: observe_pods(context, &identity),
         generation: pipeline.generation(),
-        resource_version: pipeline.metadata.resource_version.clone(),
         status: pipeline.status(),
         owner,
         identity,

@@ -135,13 +135,14 @@ impl Scene {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn says_what_is_known() {
     use DatabaseReason::{Connected, SecretNotFound, Unreachable};
     let roll = |it: &mut Scene| it.outcome.deployment = Some(deployment(1, 3));
     let lose = |it: &mut Scene| {
         it.outcome
             .problems
-            .push(problem(Reason::ReceiptKeyLost, "Secret"))
+            .push(problem(Reason::ReceiptKeyLost, "Secret"));
     };
     let refuse = |it: &mut Scene| {
         it.acceptance.refusal = Some(problem(Reason::InvalidSpec, ""));
@@ -217,7 +218,7 @@ fn says_what_is_known() {
             "what needs a person goes first",
             Scene::new().with(|it| {
                 it.pods
-                    .extend([pod("new", Unreachable, ""), pod("new", SecretNotFound, "")])
+                    .extend([pod("new", Unreachable, ""), pod("new", SecretNotFound, "")]);
             }),
             [
                 "False/SecretNotFound@5",

@@ -35,7 +35,7 @@ use tokio::task::JoinHandle;
 /// The namespace of the tests' pipelines.
 pub const NAMESPACE: &str = "shop";
 /// Long enough for a machine that builds something else meanwhile.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A control plane with nomnom installed.
 pub struct Bed {
@@ -48,6 +48,9 @@ pub struct Bed {
 impl Bed {
     /// Without a running operator.
     pub async fn install(options: Options) -> Self {
+        if std::env::var_os("RUST_LOG").is_some() {
+            let _ = operator::telemetry::start();
+        }
         let plane = ControlPlane::start_with(options).await.unwrap();
         let client = plane.client();
         for folder in ["config/crd", "config/default"] {

@@ -60,7 +60,7 @@ impl FakePod {
         let mut state = self.state.lock().unwrap();
         state.database.ready = reason == DatabaseReason::Connected;
         state.database.reason = reason;
-        state.database.message = message.to_owned();
+        message.clone_into(&mut state.database.message);
     }
 
     /// The pod is gone.
