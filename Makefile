@@ -9,10 +9,6 @@ CARGO_DENY := $(CACHE)/cargo-deny-0.20.2
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 # Static programs for images without anything else in them.
 STATIC := target/$(HOST)/release
-VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-OPERATOR_IMAGE ?= docker.io/nomnom/operator:$(VERSION)
-RUNTIME_IMAGE ?= docker.io/nomnom/ingest-runtime:$(VERSION)
-export OPERATOR_IMAGE RUNTIME_IMAGE
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +16,7 @@ help: ## List the targets
 check: rust deny ## The fast part of the tests: format, clippy, cargo-deny, generated files, unit tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy -p e2e --test cluster_lifecycle --locked -- -D warnings
 	cargo test --workspace --lib --bins --locked
 	cargo test -p nomnom-crds --test generated --locked
 
@@ -48,8 +45,9 @@ test-api: rust ## The tests on a real API server
 	cargo test -p operator --test '*' --locked
 	cargo test -p e2e --test control_plane --locked
 
-test-cluster: images ## The tests on a whole cluster (root, Linux)
-	cargo test -p e2e --test cluster_lifecycle --test end_to_end --locked
+test-cluster: images ## The tests on a whole cluster (root, Linux); takes it down in the end
+	cargo test -p e2e --test end_to_end --locked
+	cargo test -p e2e --test cluster_lifecycle --locked
 
 demo: images ## A cluster, the operator, the example pipeline: a record in, a row out
 	e2e/demo.sh

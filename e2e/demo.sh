@@ -5,6 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 host=$(rustc -vV | sed -n 's/^host: //p')
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+operator_image=${OPERATOR_IMAGE:-docker.io/nomnom/operator:$version}
+runtime_image=${RUNTIME_IMAGE:-docker.io/nomnom/ingest-runtime:$version}
 started=$SECONDS
 
 say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
@@ -12,6 +15,10 @@ say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 run() { printf '$ %s\n' "$*" && "$@"; }
 fail() { printf 'error: %s\n' "$*" >&2 && exit 1; }
 
+if ! command -v curl >/dev/null; then
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "curl is missing: install it"
+  say "Installing curl" && apt-get update -qq && apt-get install -y -qq --no-install-recommends curl >/dev/null
+fi
 if [ -n "${KUBECONFIG:-}" ]; then
   own_cluster=yes
   command -v kubectl >/dev/null || fail "kubectl is missing: install it, or unset KUBECONFIG to use the cluster of this repository"
@@ -34,8 +41,8 @@ if [ -z "$own_cluster" ]; then
     "$cluster" image --binary "target/$host/release/$1" --name "$2" --output "target/images/$1.tar"
     "$cluster" load-image "target/images/$1.tar"
   }
-  load_image operator "$OPERATOR_IMAGE"
-  load_image ingest-runtime "$RUNTIME_IMAGE"
+  loaded=$(load_image operator "$operator_image" && load_image ingest-runtime "$runtime_image")
+  printf '%s\n' "$loaded"
   server=postgres://postgres:secret@postgres.databases.svc:5432
   database_url=$server/shop
   inside psql -q "$server/postgres" -tAc "SELECT 1 FROM pg_database WHERE datname = 'shop'" | grep -q 1 ||
@@ -47,8 +54,13 @@ fi
 say "The operator"
 run kubectl apply --server-side -k config/crd
 run kubectl apply --server-side -k config/default
-kubectl -n nomnom-system set image deployment/nomnom-operator "operator=$OPERATOR_IMAGE" >/dev/null
-kubectl -n nomnom-system set env deployment/nomnom-operator "RUNTIME_IMAGE=$RUNTIME_IMAGE" >/dev/null
+kubectl -n nomnom-system set image deployment/nomnom-operator "operator=$operator_image" >/dev/null
+kubectl -n nomnom-system set env deployment/nomnom-operator "RUNTIME_IMAGE=$runtime_image" >/dev/null
+# What runs from an earlier build under the same name starts anew.
+if grep -q '^loaded' <<<"${loaded:-}"; then
+  kubectl -n nomnom-system rollout restart deployment/nomnom-operator >/dev/null
+  kubectl -n shop delete pods -l nomnom.dev/pipeline=orders --ignore-not-found >/dev/null
+fi
 run kubectl -n nomnom-system rollout status deployment/nomnom-operator --timeout=180s
 
 say "The example pipeline, and the Secret with its database's URL"
@@ -68,7 +80,7 @@ else
   for _ in $(seq 50); do curl -s -o /dev/null "$endpoint" && break || sleep 0.2; done
 fi
 post() {
-  printf '$ curl --data %q %s\n' "$1" http://orders.shop.svc:8080/api/ingest/message
+  printf "$ curl -H 'content-type: text/plain' --data '%s' %s\n" "$1" http://orders.shop.svc:8080/api/ingest/message
   answer=$(inside curl -sS -w '\n%{http_code}' -H 'content-type: text/plain' --data-raw "$1" "$endpoint/api/ingest/message")
   printf '%s\n' "$answer"
 }
