@@ -47,7 +47,7 @@ impl Cell {
 /// Shows the cells as a table.
 pub(crate) fn print(cells: &[Cell]) {
     println!(
-        "\n{:<36} {:<28} {:>7} {:>15} {:>7} {:>6}  goal",
+        "\n{:<36} {:<28} {:>7} {:>15} {:>7} {:>6}",
         "cell", "against", "ratio", "range", "rounds", "goal"
     );
     for cell in cells {
