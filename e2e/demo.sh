@@ -26,7 +26,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
   inside() { "$@"; }
 else
   own_cluster=
-  cargo build -q -p e2e --bin cluster --locked
+  cargo build -q --workspace --bin cluster --locked
   cluster=$PWD/target/debug/cluster
   kubectl() { "$cluster" kubectl -- "$@"; }
   inside() { "$cluster" exec -- "$@"; }

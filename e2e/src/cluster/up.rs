@@ -36,22 +36,18 @@ const LONGEST_DIRECTORY: usize = 200;
 /// Brings the cluster up, or heals it.
 pub fn up() -> Result<()> {
     check_machine()?;
+    // Before minutes of building, and once more when nobody else can take it.
+    check_holder()?;
     debian::ensure(&PACKAGES)?;
     for module in [KUBERNETES, COREDNS, PAUSE] {
         module.build()?;
     }
     let lock = Lock::acquire()?;
     let layout = Layout::new()?;
-    let checkout = Holder::this_checkout();
-    if let Some(holder) = Holder::read()?.filter(|holder| holder.checkout != checkout) {
-        bail!(
-            "the cluster of this machine is held by {}: take it down there (`make cluster-down`), or here with `cluster down --force`",
-            holder.checkout.display()
-        );
-    }
+    check_holder()?;
     let start = Instant::now();
     let holder = Holder {
-        checkout,
+        checkout: Holder::this_checkout(),
         directory: layout.directory.clone(),
     };
     holder.record(&lock)?;
@@ -65,6 +61,18 @@ pub fn up() -> Result<()> {
         (false, []) => println!("the cluster is up already"),
         (false, started) => println!("healed {} in {}", started.join(", "), in_words(start.elapsed())),
         (true, _) => println!("the cluster is up after {}", in_words(start.elapsed())),
+    }
+    Ok(())
+}
+
+/// Says who else holds the cluster of this machine.
+fn check_holder() -> Result<()> {
+    let checkout = Holder::this_checkout();
+    if let Some(holder) = Holder::read()?.filter(|holder| holder.checkout != checkout) {
+        bail!(
+            "the cluster of this machine is held by {}: take it down there (`make cluster-down`), or here with `cluster down --force`",
+            holder.checkout.display()
+        );
     }
     Ok(())
 }

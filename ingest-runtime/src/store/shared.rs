@@ -171,7 +171,8 @@ impl Shared {
     }
 
     fn refuse(&self, status: &mut Status, refusal: Refusal) {
-        if status.refusal.as_ref() != Some(&refusal) {
+        let is_known = |known: &Refusal| (known.reason, &known.message) == (refusal.reason, &refusal.message);
+        if !status.refusal.as_ref().is_some_and(is_known) {
             tracing::warn!(reason = ?refusal.reason, message = refusal.message, "the database takes no rows");
         }
         self.on_trial.store(false, Ordering::Release);
