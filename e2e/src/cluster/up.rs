@@ -33,7 +33,7 @@ const NODE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest path of a socket, less what components put below the cluster's directory.
 const LONGEST_DIRECTORY: usize = 200;
 
-/// Brings the cluster up, or heals it.
+/// Brings the cluster up, or heals it. For the program `cluster` alone: it starts itself anew as the cluster's first process.
 pub fn up() -> Result<()> {
     check_machine()?;
     // Before minutes of building, and once more when nobody else can take it.

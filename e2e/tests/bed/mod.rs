@@ -3,12 +3,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use e2e::{
-    cluster::{self, Cluster},
+    Cluster,
     image::{self, Image},
     ledger::{Ledger, Tally},
 };
@@ -41,7 +42,12 @@ impl Bed {
     }
 
     fn install() -> Self {
-        cluster::up().unwrap();
+        // The program, not the function: it becomes the cluster's first process, which a test cannot.
+        let up = Command::new(env!("CARGO_BIN_EXE_cluster"))
+            .arg("up")
+            .status()
+            .unwrap();
+        assert!(up.success(), "`cluster up` failed");
         let cluster = Cluster::attach().unwrap();
         for (name, variable) in [
             ("operator", "OPERATOR_IMAGE"),
