@@ -45,6 +45,8 @@ if [ -z "$own_cluster" ]; then
   printf '%s\n' "$loaded"
   server=postgres://postgres:secret@postgres.databases.svc:5432
   database_url=$server/shop
+  # The cluster's DNS learns of a new Service within seconds.
+  for _ in $(seq 60); do inside psql -q "$server/postgres" -c 'SELECT 1' >/dev/null 2>&1 && break || sleep 0.5; done
   inside psql -q "$server/postgres" -tAc "SELECT 1 FROM pg_database WHERE datname = 'shop'" | grep -q 1 ||
     inside psql -q "$server/postgres" -c 'CREATE DATABASE shop'
 else
