@@ -199,7 +199,13 @@ impl Session {
         let present = self.present(table, rows).await?;
         for (place, row) in places.zip(rows) {
             if !present.contains(&row.message.id) {
-                committed.exceptions.entry(place).or_insert_with(discarded);
+                // The first hand-over of a row in doubt may still be stored: that it is refused cannot be said.
+                let outcome = if row.in_doubt {
+                    Outcome::Unknown
+                } else {
+                    discarded()
+                };
+                committed.exceptions.entry(place).or_insert(outcome);
             }
         }
         committed.duplicates += missing;
