@@ -57,8 +57,8 @@ pub(super) async fn get(endpoint: &Endpoint, id: &str, start: Instant) -> Result
         ),
         Ok(false) => (
             "unknown",
-            "no row of the message is there: where it was not deleted, the message was not acknowledged; send it \
-             again, with the same Idempotency-Key where it had one",
+            "no row of the message is there: where it was not answered 200, send it again, with the same \
+             Idempotency-Key where it had one; where it was, its row was deleted, or is in another database",
         ),
         Err(refusal) => return Err(unavailable(refusal.retry_after)),
     };

@@ -1,7 +1,8 @@
 //! A batch: one transaction where all goes well; else halved until what fails has failed alone.
 //!
 //! Halves commit and are answered apart. What a failure means for the rows: refused for good (only what failed
-//! alone, while tables are as the spec says), refused for now, or in doubt. What is in doubt is given back.
+//! alone, while tables are as the spec says), refused for now, or in doubt. What is in doubt is given back. A row
+//! that a trigger fails for is refused for now, and does not stop the others.
 
 use std::time::Duration;
 
@@ -128,7 +129,7 @@ impl<'a> Batch<'a> {
             Class::Permanent if failure.code == UNIQUE_VIOLATION && !part.guarded => {
                 self.resolve_taken(part, &failure).await;
             }
-            Class::Permanent => self.halve(part, &failure),
+            Class::Permanent | Class::Foreign => self.halve(part, &failure),
         }
     }
 
@@ -270,6 +271,9 @@ fn row_refused(row: Entry, failure: Failure) {
     // Its first hand-over may have succeeded, while the table was another one.
     let outcome = if row.in_doubt {
         Outcome::Unknown
+    } else if failure.class == Class::Foreign {
+        tracing::warn!(code = failure.code, "a trigger of the table fails for a row");
+        failure.refusal().outcome()
     } else {
         Outcome::Rejected {
             column: failure.column,
@@ -284,8 +288,8 @@ fn drift(failure: &Failure) -> Refusal {
     Refusal::new(
         DatabaseReason::SchemaDrift,
         format!(
-            "PostgreSQL refuses every row: {} (SQLSTATE {}): undo what was changed in the table, or change the spec",
-            failure.message, failure.code
+            "PostgreSQL refuses every row: {}: undo what was changed in the table or its triggers, or change the spec",
+            failure.summary()
         ),
     )
 }

@@ -41,12 +41,16 @@ const COLUMNS: &str = "
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE n.nspname = $1 AND c.relname = ANY($2) AND a.attnum > 0 AND NOT a.attisdropped";
 
-const WITHOUT_RIGHTS: &str = "
-    SELECT c.relname::text
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = $1 AND c.relname = ANY($2)
-      AND NOT (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'SELECT'))
-    ORDER BY c.relname";
+const LACKING_RIGHTS: &str = "
+    SELECT name, rights FROM (
+        SELECT c.relname::text AS name,
+               concat_ws(', ', CASE WHEN NOT has_table_privilege(c.oid, 'INSERT') THEN 'INSERT' END,
+                               CASE WHEN NOT has_table_privilege(c.oid, 'SELECT') THEN 'SELECT' END,
+                               CASE WHEN c.relname = $3 AND NOT has_table_privilege(c.oid, 'DELETE')
+                                    THEN 'DELETE' END) AS rights
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = $1 AND c.relname = ANY($2)) found
+    WHERE rights <> '' ORDER BY name";
 
 const FOREIGN_KEYS: &str = "
     SELECT k.conname::text, c.relname::text, r.relname::text
@@ -55,6 +59,20 @@ const FOREIGN_KEYS: &str = "
     WHERE k.contype = 'f' AND cn.nspname = $1 AND rn.nspname = $1
       AND c.relname = ANY($2) AND r.relname = ANY($2)
     ORDER BY k.conname";
+
+const SCHEMAS_WITH: &str = "
+    SELECT n.nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname = $1 AND c.relkind = 'r' AND has_schema_privilege(n.oid, 'USAGE')
+      AND has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT')
+    ORDER BY n.nspname";
+
+const WITH_MESSAGE_IDS: &str = "
+    SELECT c.relname::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE n.nspname = $1 AND c.relname = ANY($2) AND c.relkind IN ('r', 'p')
+      AND a.attname = 'message_id' AND a.atttypid = 'uuid'::regtype AND NOT a.attisdropped
+      AND has_table_privilege(c.oid, 'SELECT')
+    ORDER BY c.relname";
 
 /// Reads those of the tables that exist.
 pub(super) async fn read_tables(
@@ -97,13 +115,40 @@ pub(super) async fn read_tables(
     Ok(tables)
 }
 
-/// Those of the tables that the user may not insert into, or not read.
-pub(super) async fn tables_without_rights(
+/// What rights the user lacks on those of the tables that exist: INSERT and SELECT on each, DELETE on `expiring`.
+/// Table, rights.
+pub(super) async fn lacking_rights(
+    connection: &mut PgConnection,
+    schema: &str,
+    names: &[String],
+    expiring: &str,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    sqlx::query_as(LACKING_RIGHTS)
+        .bind(schema)
+        .bind(names)
+        .bind(expiring)
+        .fetch_all(connection)
+        .await
+}
+
+/// The schemas with a table of this name that the user may read and write: others' are none of our business.
+pub(super) async fn schemas_with(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(SCHEMAS_WITH)
+        .bind(table)
+        .fetch_all(connection)
+        .await
+}
+
+/// Those of the tables that are there, have message ids, and may be read.
+pub(super) async fn with_message_ids(
     connection: &mut PgConnection,
     schema: &str,
     names: &[String],
 ) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(WITHOUT_RIGHTS)
+    sqlx::query_scalar(WITH_MESSAGE_IDS)
         .bind(schema)
         .bind(names)
         .fetch_all(connection)

@@ -1,7 +1,8 @@
 //! What an error of the database means: for a row, for the connection, and for the condition that admins see.
 //!
-//! Pure. That a row is refused for good is a closed list; whatever is not on it is taken as a matter of the
-//! database, to be tried again. Only an error that the server itself calls ERROR proves that nothing was stored.
+//! Pure. That a row is refused for good is a closed list; whatever is not on it is to be tried again: it is a
+//! matter of the database, or of a trigger that fails for this row. Only an error that the server itself calls
+//! ERROR proves that nothing was stored.
 
 use nomnom_crds::runtime::state::DatabaseReason;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -17,6 +18,9 @@ const INVALID_BINARY: &str = "22P03";
 /// The SQLSTATE of a NULL where there must be none.
 const NOT_NULL_VIOLATION: &str = "23502";
 
+/// The SQLSTATE of a transaction that should be tried again.
+const SERIALIZATION_FAILURE: &str = "40001";
+
 /// What a failed statement means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -26,6 +30,9 @@ pub(super) enum Class {
     Retry,
     /// The database takes no rows now. Not stored.
     Transient(DatabaseReason),
+    /// A trigger or function of the table fails, for this row or for all: whether others are stored says which.
+    /// Not stored, and to be tried again in either case.
+    Foreign,
     /// The connection is lost, and with it the answer: what was sent last may be done, or be done yet.
     ConnectionLost,
 }
@@ -36,7 +43,7 @@ pub(super) struct Failure {
     pub(super) class: Class,
     /// The SQLSTATE; empty where the server said nothing.
     pub(super) code: String,
-    /// The server's primary message, which holds no values of the row.
+    /// The server's primary message. It may hold values of the row: see [`Failure::summary`].
     pub(super) message: String,
     pub(super) table: Option<String>,
     pub(super) column: Option<String>,
@@ -48,10 +55,10 @@ impl Failure {
         let Some(database) = database_error(error) else {
             return Self::lost(error.to_string());
         };
-        let class = if is_fatal(database.severity()) {
-            Class::ConnectionLost
-        } else {
-            classify(database.code())
+        let class = match database.severity() {
+            PgSeverity::Error => classify(database.code()),
+            // The session ends with FATAL and PANIC, which may come after a commit; nothing else is an answer.
+            _ => Class::ConnectionLost,
         };
         Self {
             class,
@@ -86,7 +93,19 @@ impl Failure {
     pub(super) fn retry(message: &str) -> Self {
         Self {
             class: Class::Retry,
+            code: SERIALIZATION_FAILURE.to_owned(),
             ..Self::lost(message)
+        }
+    }
+
+    /// What may be shown to others than the client: the texts of triggers, and of values that do not fit their
+    /// type, quote what the row holds.
+    pub(super) fn summary(&self) -> String {
+        let code = &self.code;
+        if self.class == Class::Foreign || code.starts_with("22") || code.starts_with("P0") {
+            format!("SQLSTATE {code}")
+        } else {
+            format!("{} (SQLSTATE {code})", self.message)
         }
     }
 
@@ -100,7 +119,7 @@ impl Failure {
         let reason = match self.class {
             Class::Transient(reason) => reason,
             Class::ConnectionLost => DatabaseReason::Unreachable,
-            Class::Permanent | Class::Retry => DatabaseReason::DatabaseError,
+            Class::Permanent | Class::Retry | Class::Foreign => DatabaseReason::DatabaseError,
         };
         if self.code.is_empty() {
             return Refusal::new(
@@ -109,11 +128,10 @@ impl Failure {
             );
         }
         let advice = advice(reason, &self.code);
-        let message = format!(
-            "PostgreSQL refuses rows: {} (SQLSTATE {}){advice}",
-            self.message, self.code
-        );
-        Refusal::new(reason, message)
+        Refusal::new(
+            reason,
+            format!("PostgreSQL refuses rows: {}{advice}", self.summary()),
+        )
     }
 }
 
@@ -123,7 +141,8 @@ fn advice(reason: DatabaseReason, code: &str) -> &'static str {
             ": let the URL name the primary server, or wait for the end of a fail-over"
         }
         (DatabaseReason::PermissionDenied, _) => {
-            ": grant USAGE on the schema, and INSERT and SELECT on its tables, to the user of the URL"
+            ": grant USAGE on the schema, and INSERT and SELECT on its tables (DELETE too on nomnom_keys), to the user \
+             of the URL"
         }
         (_, "55P03") => ": another session holds a lock on the table; see pg_locks",
         (_, "57014") => ": the statement took too long; look for locks, triggers and slow disks",
@@ -140,21 +159,26 @@ pub(super) fn database_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
     }
 }
 
-/// The session ends with these; they may come after a commit.
-const fn is_fatal(severity: PgSeverity) -> bool {
-    matches!(severity, PgSeverity::Fatal | PgSeverity::Panic)
-}
-
 /// What the SQLSTATE of a statement's ERROR means.
 fn classify(code: &str) -> Class {
     let class = code.get(..2).unwrap_or_default();
     match (class, code) {
         ("22" | "23", _) | (_, "44000" | "P0001" | "54000") => Class::Permanent,
         (_, "40001" | "40P01") => Class::Retry,
-        // "Statement completion unknown" is the one ERROR that does not say what became of the rows.
-        (_, "40003") => Class::ConnectionLost,
-        _ => Class::Transient(reason(class, code)),
+        // "Statement completion unknown", and what a pooler says of a connection to the server that it lost.
+        ("08", _) | (_, "40003") => Class::ConnectionLost,
+        _ if is_of_the_server(class) => Class::Transient(reason(class, code)),
+        _ => Class::Foreign,
     }
+}
+
+/// Classes that PostgreSQL itself raises, whatever the row: no privilege or state, no resources, an operator's or
+/// the system's doing. All others come from what a trigger runs or raises.
+fn is_of_the_server(class: &str) -> bool {
+    matches!(
+        class,
+        "0A" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "54" | "55" | "57" | "58" | "F0" | "XX" | ""
+    )
 }
 
 fn reason(class: &str, code: &str) -> DatabaseReason {
@@ -239,7 +263,9 @@ mod tests {
             ("40001", Class::Retry),
             ("40P01", Class::Retry),
             ("40003", Class::ConnectionLost),
-            ("08006", Class::Transient(DatabaseReason::DatabaseError)),
+            ("08006", Class::ConnectionLost),
+            ("08007", Class::ConnectionLost),
+            ("0A000", Class::Transient(DatabaseReason::DatabaseError)),
             ("25006", Class::Transient(DatabaseReason::ReadOnly)),
             ("28P01", Class::Transient(DatabaseReason::AuthenticationFailed)),
             ("3D000", Class::Transient(DatabaseReason::DatabaseNotFound)),
@@ -254,12 +280,34 @@ mod tests {
             ("55P03", Class::Transient(DatabaseReason::DatabaseError)),
             ("57014", Class::Transient(DatabaseReason::DatabaseError)),
             ("57P03", Class::Transient(DatabaseReason::Unreachable)),
-            ("P0002", Class::Transient(DatabaseReason::DatabaseError)),
+            ("21000", Class::Foreign),
+            ("38000", Class::Foreign),
+            ("P0002", Class::Foreign),
+            ("P0004", Class::Foreign),
+            ("ZZ001", Class::Foreign),
             ("XX000", Class::Transient(DatabaseReason::DatabaseError)),
             ("", Class::Transient(DatabaseReason::DatabaseError)),
         ];
         for (code, expected) in table {
             assert_eq!(classify(code), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn texts_that_may_quote_a_row_are_for_its_client_only() {
+        let failure = |code: &str| Failure {
+            class: classify(code),
+            code: code.to_owned(),
+            ..Failure::lost("text of the server")
+        };
+        for code in ["22P02", "P0001", "P0002", "38000", "ZZ001"] {
+            assert_eq!(failure(code).summary(), format!("SQLSTATE {code}"));
+        }
+        for code in ["23502", "42501", "53100"] {
+            assert_eq!(
+                failure(code).summary(),
+                format!("text of the server (SQLSTATE {code})")
+            );
         }
     }
 

@@ -17,14 +17,30 @@ use nomnom_crds::{
 use super::{
     catalog::{FoundColumn, FoundTable},
     refusal::Refusal,
-    statement::{KEYS_TABLE, PIPELINES_TABLE, quoted},
+    statement::{KEYS_TABLE, PIPELINES_TABLE, TARGETS_TABLE, qualified, quoted},
 };
+
+/// The tables beside those of the records, with their columns.
+pub(super) const OWN_TABLES: [(&str, &str); 3] = [
+    (
+        KEYS_TABLE,
+        "key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL",
+    ),
+    (
+        PIPELINES_TABLE,
+        "pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, namespace text NOT NULL, \
+         name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now()",
+    ),
+    (
+        TARGETS_TABLE,
+        "receipt_key_fingerprint text, table_name text, PRIMARY KEY (receipt_key_fingerprint, table_name)",
+    ),
+];
 
 /// What has to be done, in this order.
 #[derive(Debug, Default)]
 pub(super) struct Plan<'a> {
-    create_keys: bool,
-    create_pipelines: bool,
+    create_own: Vec<(&'static str, &'static str)>,
     create: Vec<&'a ResolvedRecord>,
     add: Vec<(&'a str, &'a ResolvedColumn)>,
     /// What is otherwise than the spec says and stays so.
@@ -34,8 +50,10 @@ pub(super) struct Plan<'a> {
 /// Compares the tables with the spec.
 pub(super) fn plan<'a>(config: &'a RuntimeConfig, tables: &BTreeMap<String, FoundTable>) -> Plan<'a> {
     let mut plan = Plan {
-        create_keys: !tables.contains_key(KEYS_TABLE),
-        create_pipelines: !tables.contains_key(PIPELINES_TABLE),
+        create_own: OWN_TABLES
+            .into_iter()
+            .filter(|(name, _)| !tables.contains_key(*name))
+            .collect(),
         ..Plan::default()
     };
     if config.database.schema_policy == SchemaPolicy::Ignore {
@@ -94,7 +112,7 @@ impl<'a> Plan<'a> {
 
     /// Whether nothing has to be done.
     pub(super) fn is_empty(&self) -> bool {
-        !self.create_keys && !self.create_pipelines && self.create.is_empty() && self.add.is_empty()
+        self.create_own.is_empty() && self.create.is_empty() && self.add.is_empty()
     }
 
     /// Refuses where tables differ in a way that only an admin can put right.
@@ -130,7 +148,7 @@ impl<'a> Plan<'a> {
 
     /// The statements that do it, safe to run where somebody else has just done it.
     pub(super) fn statements(&self, schema: &str) -> Vec<String> {
-        let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
+        let name = |table: &str| qualified(schema, table);
         let mut statements = self.statements_for_own_tables(schema);
         statements.extend(
             self.create
@@ -149,25 +167,16 @@ impl<'a> Plan<'a> {
     }
 
     fn statements_for_own_tables(&self, schema: &str) -> Vec<String> {
-        let name = |table: &str| format!("{}.{}", quoted(schema), quoted(table));
         let mut statements = Vec::new();
-        if self.create_keys {
-            let table = name(KEYS_TABLE);
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {table} \
-                 (key_hash bytea PRIMARY KEY, message_id uuid NOT NULL, at timestamptz NOT NULL)"
-            ));
-            // Keys come in the order of their time: a block range index is a few pages, whatever their number.
-            statements.push(format!(
-                "CREATE INDEX IF NOT EXISTS {KEYS_TABLE}_at ON {table} USING brin (at) WITH (autosummarize = on)"
-            ));
-        }
-        if self.create_pipelines {
-            statements.push(format!(
-                "CREATE TABLE IF NOT EXISTS {} (pipeline_uid text PRIMARY KEY, receipt_key_fingerprint text NOT NULL, \
-                 namespace text NOT NULL, name text NOT NULL, first_seen timestamptz NOT NULL DEFAULT now())",
-                name(PIPELINES_TABLE)
-            ));
+        for (name, columns) in &self.create_own {
+            let table = qualified(schema, name);
+            statements.push(format!("CREATE TABLE IF NOT EXISTS {table} ({columns})"));
+            if *name == KEYS_TABLE {
+                // Keys come in the order of their time: a block range index is a few pages, whatever their number.
+                statements.push(format!(
+                    "CREATE INDEX IF NOT EXISTS {KEYS_TABLE}_at ON {table} USING brin (at) WITH (autosummarize = on)"
+                ));
+            }
         }
         statements
     }
@@ -176,15 +185,8 @@ impl<'a> Plan<'a> {
 /// What has to be done, for people.
 impl fmt::Display for Plan<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let own = [
-            (self.create_keys, KEYS_TABLE),
-            (self.create_pipelines, PIPELINES_TABLE),
-        ];
-        let tables = own
-            .iter()
-            .filter(|(create, _)| *create)
-            .map(|(_, name)| *name)
-            .chain(self.create.iter().map(|record| record.table.as_str()));
+        let own = self.create_own.iter().map(|(name, _)| *name);
+        let tables = own.chain(self.create.iter().map(|record| record.table.as_str()));
         let creations = tables.map(|table| format!("create table {}", quoted(table)));
         let additions = self
             .add
@@ -285,7 +287,7 @@ mod tests {
                 .iter()
                 .map(|(name, column)| ((*name).to_owned(), column.clone())),
         );
-        let own = [KEYS_TABLE, PIPELINES_TABLE].map(|name| (name.to_owned(), FoundTable::default()));
+        let own = OWN_TABLES.map(|(name, _)| (name.to_owned(), FoundTable::default()));
         own.into_iter().chain([("t".to_owned(), t)]).collect()
     }
 
@@ -293,9 +295,9 @@ mod tests {
     fn what_is_missing_is_made_with_quoted_names() {
         let config = config("Manage");
         let statements = plan(&config, &BTreeMap::new()).statements("s");
-        assert_eq!(statements.len(), 4);
+        assert_eq!(statements.len(), 5);
         assert_eq!(
-            statements[3],
+            statements[4],
             "CREATE TABLE IF NOT EXISTS \"s\".\"t\" (message_id uuid PRIMARY KEY, \
              \"a\" numeric(15,2) NOT NULL, \"b\" timestamptz)"
         );

@@ -14,9 +14,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::{
     catalog::{self, FoundTable},
     error::{Class, Failure},
-    plan::{self, Plan},
+    plan::{self, OWN_TABLES, Plan},
     refusal::Refusal,
-    statement::{KEYS_TABLE, PIPELINES_TABLE, Statements, quoted},
+    statement::{KEYS_TABLE, PIPELINES_TABLE, Statements, TARGETS_TABLE, qualified, quoted},
 };
 
 /// What a database is verified against.
@@ -86,6 +86,7 @@ impl Verification<'_> {
                 ),
             ));
         }
+        self.remember_targets(connection).await?;
         self.probe(connection).await
     }
 
@@ -140,10 +141,13 @@ impl Verification<'_> {
     }
 
     fn table_names(&self) -> Vec<String> {
-        let targets = self.config.records.iter().map(|record| record.table.clone());
-        targets
-            .chain([KEYS_TABLE.to_owned(), PIPELINES_TABLE.to_owned()])
-            .collect()
+        let own = OWN_TABLES.iter().map(|(name, _)| (*name).to_owned());
+        self.targets().into_iter().chain(own).collect()
+    }
+
+    fn targets(&self) -> Vec<String> {
+        let records = self.config.records.iter();
+        records.map(|record| record.table.clone()).collect()
     }
 
     /// Several pods do this at once: whoever comes second finds nothing left to do.
@@ -188,33 +192,24 @@ impl Verification<'_> {
     }
 
     async fn check_rights(&self, connection: &mut PgConnection) -> Step<()> {
-        let lacking = catalog::tables_without_rights(connection, self.schema(), &self.table_names())
+        let lacking = catalog::lacking_rights(connection, self.schema(), &self.table_names(), KEYS_TABLE)
             .await
             .map_err(|error| refused(&error))?;
         if lacking.is_empty() {
             return Ok(());
         }
-        let tables: Vec<_> = lacking
+        let grants: Vec<_> = lacking
             .iter()
-            .map(|table| format!("{}.{}", quoted(self.schema()), quoted(table)))
+            .map(|(table, rights)| format!("GRANT {rights} ON {}", qualified(self.schema(), table)))
             .collect();
         Err(Refusal::new(
             DatabaseReason::PermissionDenied,
-            format!(
-                "the user lacks rights: GRANT INSERT, SELECT ON {} to it",
-                tables.join(", ")
-            ),
+            format!("the user lacks rights: {} to it", grants.join(", ")),
         ))
     }
 
     async fn check_foreign_keys(&self, connection: &mut PgConnection) -> Step<()> {
-        let targets: Vec<_> = self
-            .config
-            .records
-            .iter()
-            .map(|record| record.table.clone())
-            .collect();
-        let keys = catalog::foreign_keys_between(connection, self.schema(), &targets)
+        let keys = catalog::foreign_keys_between(connection, self.schema(), &self.targets())
             .await
             .map_err(|error| refused(&error))?;
         let Some((constraint, from, to)) = keys.first() else {
@@ -233,7 +228,7 @@ impl Verification<'_> {
 
     /// The fingerprint that this pipeline was first seen with; ours, where that is now.
     async fn known_fingerprint(&self, connection: &mut PgConnection) -> Step<String> {
-        let pipelines = format!("{}.{}", quoted(self.schema()), quoted(PIPELINES_TABLE));
+        let pipelines = qualified(self.schema(), PIPELINES_TABLE);
         let pipeline = &self.config.pipeline;
         let select = format!("SELECT receipt_key_fingerprint FROM {pipelines} WHERE pipeline_uid = $1");
         let insert = format!(
@@ -259,6 +254,22 @@ impl Verification<'_> {
                 .map_err(|error| refused(&error))?;
         }
         Ok(self.receipt_key_fingerprint.to_owned())
+    }
+
+    /// Notes which tables hold messages whose ids are made with this key, so that they are found there when the
+    /// spec names others. Writes nothing where that is known.
+    async fn remember_targets(&self, connection: &mut PgConnection) -> Step<()> {
+        let insert = format!(
+            "INSERT INTO {} (receipt_key_fingerprint, table_name) SELECT $1, UNNEST($2::text[]) ON CONFLICT DO NOTHING",
+            qualified(self.schema(), TARGETS_TABLE)
+        );
+        sqlx::query(AssertSqlSafe(insert))
+            .bind(self.receipt_key_fingerprint)
+            .bind(self.targets())
+            .execute(connection)
+            .await
+            .map_err(|error| refused(&error))?;
+        Ok(())
     }
 
     async fn probe(&self, connection: &mut PgConnection) -> Step<()> {

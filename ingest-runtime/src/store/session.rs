@@ -197,18 +197,20 @@ impl Session {
         let statements = self.statements.clone();
         let table = &statements.tables[rows[0].message.row.record_type];
         let present = self.present(table, rows).await?;
+        let mut not_stored = 0;
         for (place, row) in places.zip(rows) {
-            if !present.contains(&row.message.id) {
+            if !present.contains(&row.message.id) && !committed.exceptions.contains_key(&place) {
+                not_stored += 1;
                 // The first hand-over of a row in doubt may still be stored: that it is refused cannot be said.
                 let outcome = if row.in_doubt {
                     Outcome::Unknown
                 } else {
                     discarded()
                 };
-                committed.exceptions.entry(place).or_insert(outcome);
+                committed.exceptions.insert(place, outcome);
             }
         }
-        committed.duplicates += missing;
+        committed.duplicates += missing.saturating_sub(not_stored);
         Ok(())
     }
 

@@ -113,21 +113,26 @@ impl Shared {
     }
 
     /// Lets the writers connect; the first that succeeds opens the channel.
-    pub(super) fn verified(&self, options: PgConnectOptions) {
+    pub(super) fn verified(&self, options: PgConnectOptions, notice: Option<String>) {
         let mut status = self.status();
         status.generation += 1;
-        status.notice = None;
+        status.notice = notice;
         self.target.send_replace(Some(Target {
             generation: status.generation,
             options: Arc::new(options),
         }));
     }
 
+    /// Whether writers may connect.
+    pub(super) fn is_verified(&self) -> bool {
+        self.target.borrow().is_some()
+    }
+
     /// A writer has a connection of this generation.
     pub(super) fn writer_connected(&self, generation: u64) {
         self.connected_writers.fetch_add(1, Ordering::AcqRel);
         let mut status = self.status();
-        if status.generation != generation || self.target.borrow().is_none() || !self.channel.is_closed() {
+        if status.generation != generation || !self.is_verified() || !self.channel.is_closed() {
             return;
         }
         if !status.needs_trial {
@@ -152,7 +157,7 @@ impl Shared {
     /// The database of this generation takes no rows: refuses what waits and what comes, and has it verified anew.
     pub(super) fn fail(&self, generation: u64, refusal: Refusal) {
         let mut status = self.status();
-        if status.generation != generation || self.target.borrow().is_none() {
+        if status.generation != generation || !self.is_verified() {
             return;
         }
         self.target.send_replace(None);
@@ -236,7 +241,7 @@ impl Shared {
 
     /// Why nothing can be read or written now; none where it can.
     pub(super) fn refusal(&self) -> Option<Refusal> {
-        if self.target.borrow().is_some() && !self.channel.is_closed() {
+        if self.is_verified() && !self.channel.is_closed() {
             return None;
         }
         self.status().refusal.clone()

@@ -20,6 +20,8 @@ use super::channel::Entry;
 pub(super) const KEYS_TABLE: &str = "nomnom_keys";
 /// The table of the pipelines that ever wrote here.
 pub(super) const PIPELINES_TABLE: &str = "nomnom_pipelines";
+/// The table of the tables that they ever wrote.
+pub(super) const TARGETS_TABLE: &str = "nomnom_targets";
 
 /// PostgreSQL's object ids of a type and of its array type (`pg_type.dat`; they never change).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,16 @@ pub(super) fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
+/// Which of the ids are in a table, whose name is quoted.
+pub(super) fn select_present(table: &str) -> String {
+    format!("SELECT message_id FROM {table} WHERE message_id = ANY($1::uuid[])")
+}
+
+/// A table's name with its schema, as it stands in a statement.
+pub(super) fn qualified(schema: &str, table: &str) -> String {
+    format!("{}.{}", quoted(schema), quoted(table))
+}
+
 /// The statements of one table.
 #[derive(Debug)]
 pub(super) struct TableStatements {
@@ -97,8 +109,6 @@ pub(super) struct Statements {
     pub(super) select_keys: Arc<str>,
     /// Removes some keys that are no longer needed.
     pub(super) expire_keys: Arc<str>,
-    /// Which of the ids are in any table.
-    pub(super) find: Arc<str>,
 }
 
 /// How many keys are removed at once: some milliseconds of work.
@@ -116,11 +126,7 @@ impl Statements {
         for (rank, index) in order.into_iter().enumerate() {
             ranks[index] = rank;
         }
-        let keys = format!("{}.{}", quoted(schema), quoted(KEYS_TABLE));
-        let find: Vec<_> = tables
-            .iter()
-            .map(|table| table.select_present.to_string())
-            .collect();
+        let keys = qualified(schema, KEYS_TABLE);
         Self {
             tables,
             ranks,
@@ -132,14 +138,13 @@ impl Statements {
             .into(),
             select_keys: format!("SELECT key_hash, message_id FROM {keys} WHERE key_hash = ANY($1::bytea[])")
                 .into(),
-            // Kept for 7 days after commit, as the API says.
+            // Kept for 7 days after commit, as the API says. Without locking what is chosen: that needs another
+            // right, and pods that choose the same only wait for each other.
             expire_keys: format!(
                 "DELETE FROM {keys} WHERE ctid = ANY(ARRAY(\
-                 SELECT ctid FROM {keys} WHERE at < now() - interval '7 days' \
-                 LIMIT {EXPIRY_CHUNK} FOR UPDATE SKIP LOCKED))"
+                 SELECT ctid FROM {keys} WHERE at < now() - interval '7 days' LIMIT {EXPIRY_CHUNK}))"
             )
             .into(),
-            find: find.join(" UNION ALL ").into(),
         }
     }
 
@@ -151,7 +156,7 @@ impl Statements {
 
 impl TableStatements {
     fn new(schema: &str, record: &ResolvedRecord) -> Self {
-        let table = format!("{}.{}", quoted(schema), quoted(&record.table));
+        let table = qualified(schema, &record.table);
         let columns = record.columns.iter();
         let names: Vec<_> = columns.clone().map(|column| quoted(&column.name)).collect();
         let arrays: Vec<_> = (2..)
@@ -173,8 +178,7 @@ impl TableStatements {
                 .collect(),
             insert_missing: format!("{insert_new} ON CONFLICT (message_id) DO NOTHING").into(),
             insert_new: insert_new.into(),
-            select_present: format!("SELECT message_id FROM {table} WHERE message_id = ANY($1::uuid[])")
-                .into(),
+            select_present: select_present(&table).into(),
         }
     }
 

@@ -9,6 +9,7 @@ use nomnom_crds::runtime::state::DatabaseReason;
 use sqlx::{AssertSqlSafe, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     sync::mpsc,
+    task::JoinSet,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -37,11 +38,16 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     verdicts: mpsc::Receiver<Verdict>,
     failures: usize,
+    /// The URL that worked last.
+    last_good: Option<String>,
+    /// An attempt with another URL, beside the work with the one that is established.
+    candidate: JoinSet<Result<Established, Refusal>>,
 }
 
 /// A connection to a verified database.
 struct Established {
     connection: PgConnection,
+    options: PgConnectOptions,
     url: String,
 }
 
@@ -51,6 +57,8 @@ impl Supervisor {
             shared,
             verdicts,
             failures: 0,
+            last_good: None,
+            candidate: JoinSet::new(),
         }
     }
 
@@ -65,6 +73,7 @@ impl Supervisor {
             match self.establish().await {
                 Ok(mut established) => {
                     self.watch(&mut established).await;
+                    self.candidate.abort_all();
                     connection::close(established.connection).await;
                     if self.shared.take_committed() {
                         self.failures = 0;
@@ -101,39 +110,38 @@ impl Supervisor {
         }
     }
 
-    /// Connects, verifies, and lets the writers connect.
+    /// Connects, verifies, and lets the writers connect: with the present URL, or else with the one that worked
+    /// last, so that a bad edit of the Secret does not turn the next passing fault into an outage.
     async fn establish(&mut self) -> Result<Established, Refusal> {
-        let url = connection::read_url(&self.shared.url_file, self.source()).await?;
-        let (connection, options) = self.connect_and_verify(&url).await?;
-        self.shared.verified(options);
-        Ok(Established { connection, url })
-    }
-
-    async fn connect_and_verify(&self, url: &str) -> Result<(PgConnection, PgConnectOptions), Refusal> {
-        let options = connection::options(url, self.source(), &self.shared.config)?;
-        let mut connection = connection::connect(&options, Limits::VERIFICATION, self.source()).await?;
-        self.verify(&mut connection).await?;
-        Ok((connection, options))
-    }
-
-    async fn verify(&self, connection: &mut PgConnection) -> Result<(), Refusal> {
-        let verification = schema::Verification {
-            config: &self.shared.config,
-            statements: &self.shared.statements,
-            receipt_key_fingerprint: &self.shared.receipt_key_fingerprint,
+        let read = self.read_url().await;
+        let present = match &read {
+            Ok(url) => Established::new(&self.shared, url.clone()).await,
+            Err(refusal) => Err(refusal.clone()),
         };
-        match timeout(VERIFY_TIMEOUT, verification.run(connection)).await {
-            Ok(report) => {
-                self.shared
-                    .set_receipt_key_fingerprint(report.receipt_key_fingerprint);
-                report.result
-            }
-            Err(_) => Err(Failure::lost("no answer to the verification of the tables").refusal()),
-        }
+        let (established, notice) = match present {
+            Ok(established) => (established, None),
+            Err(refusal) => match self.fall_back(read.ok()).await {
+                Some(established) => (established, Some(former_url_notice(&refusal))),
+                None => return Err(refusal),
+            },
+        };
+        self.take_up(&established, notice);
+        Ok(established)
     }
 
-    fn source(&self) -> &str {
-        &self.shared.config.database.url_source
+    async fn fall_back(&self, present_url: Option<String>) -> Option<Established> {
+        let former = self.last_good.clone().filter(|_| self.last_good != present_url)?;
+        Established::new(&self.shared, former).await.ok()
+    }
+
+    fn take_up(&mut self, established: &Established, notice: Option<String>) {
+        self.shared.verified(established.options.clone(), notice);
+        self.last_good = Some(established.url.clone());
+    }
+
+    async fn read_url(&self) -> Result<String, Refusal> {
+        let source = &self.shared.config.database.url_source;
+        connection::read_url(&self.shared.url_file, source).await
     }
 
     /// Returns when the database has to be established anew.
@@ -144,29 +152,27 @@ impl Supervisor {
         let mut look_count = 0;
         loop {
             let result = tokio::select! {
-                () = self.shared.failed.notified() => return,
+                // It may have been of an earlier generation: what counts is what is so now.
+                () = self.shared.failed.notified() => {
+                    if self.shared.is_verified() {
+                        continue;
+                    }
+                    return;
+                }
                 Some(verdict) = self.verdicts.recv() => self.give_verdicts(verdict, established).await,
+                Some(Ok(attempt)) = self.candidate.join_next() => {
+                    self.judge_candidate(attempt, established).await;
+                    Ok(())
+                }
                 _ = looks.tick() => {
                     look_count += 1;
                     self.look(established, look_count).await
                 }
             };
-            if let Err(refusal) = result
-                && let Err(refusal) = self.look_again(established, refusal).await
-            {
+            if let Err(refusal) = result {
                 return self.shared.unverified(self.with_delay(refusal));
             }
         }
-    }
-
-    /// The loss of the supervisor's own connection says nothing of the writers'.
-    async fn look_again(&self, established: &mut Established, refusal: Refusal) -> Result<(), Refusal> {
-        if refusal.reason != DatabaseReason::Unreachable {
-            return Err(refusal);
-        }
-        let (connection, _) = self.connect_and_verify(&established.url).await?;
-        established.connection = connection;
-        Ok(())
     }
 
     /// One comparison answers all who ask now.
@@ -175,7 +181,10 @@ impl Supervisor {
         while let Ok(verdict) = self.verdicts.try_recv() {
             verdicts.push(verdict);
         }
-        let result = self.verify(&mut established.connection).await;
+        let result = match verify(&self.shared, &mut established.connection).await {
+            Ok(()) => Ok(()),
+            Err(refusal) => established.look_again(&self.shared, refusal).await,
+        };
         for verdict in verdicts {
             // Whoever asked may have been dropped with its runtime; the result is used all the same.
             let _ = verdict.send(result.clone());
@@ -188,39 +197,52 @@ impl Supervisor {
         if look_count % LOOKS_PER_VERIFICATION == 1 {
             self.expire_keys(&mut established.connection).await;
         }
-        if !look_count.is_multiple_of(LOOKS_PER_VERIFICATION) {
-            return schema::check_server(&mut established.connection).await;
+        let is_verification = look_count.is_multiple_of(LOOKS_PER_VERIFICATION);
+        let seen = if is_verification {
+            verify(&self.shared, &mut established.connection).await
+        } else {
+            schema::check_server(&mut established.connection).await
+        };
+        if let Err(refusal) = seen {
+            return established.look_again(&self.shared, refusal).await;
         }
-        self.verify(&mut established.connection).await?;
-        self.shared.end_trial();
-        self.failures = 0;
+        if is_verification {
+            self.shared.end_trial();
+            self.failures = 0;
+        }
         Ok(())
     }
 
-    /// Takes another URL up; what works is not given up for one that does not.
-    async fn look_at_url(&self, established: &mut Established) {
-        let read = connection::read_url(&self.shared.url_file, self.source()).await;
-        if read.as_ref().is_ok_and(|url| *url == established.url) {
-            return self.shared.set_notice(None);
+    /// Tries another URL; what works is not given up for one that does not, nor kept waiting by it.
+    async fn look_at_url(&mut self, established: &Established) {
+        match self.read_url().await {
+            Ok(url) if url == established.url => {
+                self.candidate.abort_all();
+                self.shared.set_notice(None);
+            }
+            Ok(_) if !self.candidate.is_empty() => {}
+            Ok(url) => {
+                let shared = self.shared.clone();
+                self.candidate
+                    .spawn(async move { Established::new(&shared, url).await });
+            }
+            Err(refusal) => self.shared.set_notice(Some(former_url_notice(&refusal))),
         }
-        let connected = match read {
-            Ok(url) => self
-                .connect_and_verify(&url)
-                .await
-                .map(|connected| (url, connected)),
-            Err(refusal) => Err(refusal),
-        };
-        match connected {
-            Ok((url, (connection, options))) => {
+    }
+
+    async fn judge_candidate(
+        &mut self,
+        attempt: Result<Established, Refusal>,
+        established: &mut Established,
+    ) {
+        match attempt {
+            Ok(other) => {
                 tracing::info!("the database's URL changed");
-                self.shared.verified(options);
-                let former = std::mem::replace(established, Established { connection, url });
+                self.take_up(&other, None);
+                let former = std::mem::replace(established, other);
                 connection::close(former.connection).await;
             }
-            Err(refusal) => self.shared.set_notice(Some(format!(
-                "still connected with the former URL, but the present one is of no use: {}",
-                refusal.message
-            ))),
+            Err(refusal) => self.shared.set_notice(Some(former_url_notice(&refusal))),
         }
     }
 
@@ -242,4 +264,50 @@ impl Supervisor {
         // What is cut short here is finished by the server, and the connection waits for it.
         let _ = timeout(EXPIRY_TIME, expire).await;
     }
+}
+
+impl Established {
+    /// Connects and verifies.
+    async fn new(shared: &Shared, url: String) -> Result<Self, Refusal> {
+        let source = &shared.config.database.url_source;
+        let options = connection::options(&url, source, &shared.config)?;
+        let mut connection = connection::connect(&options, Limits::VERIFICATION, source).await?;
+        verify(shared, &mut connection).await?;
+        Ok(Self {
+            connection,
+            options,
+            url,
+        })
+    }
+
+    /// The loss of the supervisor's own connection says nothing of the writers', nor of rows.
+    async fn look_again(&mut self, shared: &Shared, refusal: Refusal) -> Result<(), Refusal> {
+        if refusal.reason != DatabaseReason::Unreachable {
+            return Err(refusal);
+        }
+        *self = Self::new(shared, self.url.clone()).await?;
+        Ok(())
+    }
+}
+
+async fn verify(shared: &Shared, connection: &mut PgConnection) -> Result<(), Refusal> {
+    let verification = schema::Verification {
+        config: &shared.config,
+        statements: &shared.statements,
+        receipt_key_fingerprint: &shared.receipt_key_fingerprint,
+    };
+    match timeout(VERIFY_TIMEOUT, verification.run(connection)).await {
+        Ok(report) => {
+            shared.set_receipt_key_fingerprint(report.receipt_key_fingerprint);
+            report.result
+        }
+        Err(_) => Err(Failure::lost("no answer to the verification of the tables").refusal()),
+    }
+}
+
+fn former_url_notice(refusal: &Refusal) -> String {
+    format!(
+        "still connected with the former URL, but the present one is of no use: {}",
+        refusal.message
+    )
 }

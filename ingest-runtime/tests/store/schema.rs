@@ -1,10 +1,11 @@
 //! The schema: made, extended, compared, and never altered else.
 
-use ingest_runtime::store::Outcome;
+use ingest_runtime::store::{Message, Outcome};
 use nomnom_crds::{runtime::RuntimeConfig, runtime::state::DatabaseReason, spec::SchemaPolicy};
 
 use crate::bed::{
-    Bed, USER, config, config_of, event, refused, wait_for_reason, wait_until_persisted, write,
+    Bed, USER, config, config_of, event, eventually, note, refused, wait_for_reason, wait_until_persisted,
+    write,
 };
 
 fn with_policy(policy: SchemaPolicy) -> RuntimeConfig {
@@ -213,4 +214,74 @@ async fn a_table_that_is_locked_while_it_is_extended_is_waited_for() {
     );
     sqlx::raw_sql("ROLLBACK").execute(&mut locker).await.unwrap();
     wait_for_reason(&opened.store, DatabaseReason::Connected).await;
+}
+
+#[tokio::test]
+async fn a_user_with_no_more_rights_than_are_named_will_do() {
+    let bed = Bed::start().await;
+    drop(bed.open(config()).await);
+    bed.execute(&format!(
+        "REASSIGN OWNED BY {USER} TO postgres; REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {USER}; \
+         REVOKE ALL ON SCHEMA public FROM {USER}, PUBLIC; GRANT USAGE ON SCHEMA public TO {USER}; \
+         INSERT INTO nomnom_keys VALUES ('old', gen_random_uuid(), now() - interval '8 days')"
+    ))
+    .await;
+    let opened = bed.open_unconnected(with_policy(SchemaPolicy::Verify));
+    let state = wait_for_reason(&opened.store, DatabaseReason::PermissionDenied).await;
+    let (_, grants) = state.message.split_once(": ").unwrap();
+    for grant in grants.strip_suffix(" to it").unwrap().split(", GRANT ") {
+        let grant = grant.trim_start_matches("GRANT ");
+        bed.execute(&format!("GRANT {grant} TO {USER}")).await;
+    }
+    wait_for_reason(&opened.store, DatabaseReason::Connected).await;
+    let keyed = Message {
+        key_hash: Some([1; 32]),
+        ..event("x", None)
+    };
+    assert_eq!(write(&opened.store, keyed.clone()).await, Outcome::Persisted);
+    assert_eq!(write(&opened.store, keyed).await, Outcome::Persisted);
+    eventually("the old key is removed", || async {
+        bed.count("nomnom_keys").await == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_is_found_where_it_was_written_whatever_the_spec_says_by_now() {
+    let bed = Bed::start().await;
+    bed.execute(&format!("CREATE SCHEMA other AUTHORIZATION {USER}"))
+        .await;
+    let first = bed.open(config()).await;
+    let (old_event, old_note) = (event("x", None), note("x"));
+    for message in [&old_event, &old_note] {
+        assert_eq!(write(&first.store, message.clone()).await, Outcome::Persisted);
+    }
+
+    // Another table, one record type less, another schema.
+    let records = serde_json::json!([{"table": "renamed", "columns": [
+        {"name": "name", "type": "text", "nullable": false}, {"name": "amount", "type": "bigint", "nullable": true}]}]);
+    let mut changed = config_of(&records);
+    changed.database.schema = "other".to_owned();
+    let second = bed.open(changed).await;
+    let new_event = event("x", None);
+    assert_eq!(write(&second.store, new_event.clone()).await, Outcome::Persisted);
+    for opened in [&first, &second] {
+        for message in [&old_event, &old_note, &new_event] {
+            assert!(opened.store.find(message.id).await.unwrap());
+        }
+        assert!(!opened.store.find(event("x", None).id).await.unwrap());
+    }
+
+    // Another pipeline's messages are not this one's.
+    let mut config = config();
+    config.pipeline.uid = "another-uid".to_owned();
+    let stranger = bed.open_with_key(config, "fedcba9876543210");
+    wait_for_reason(&stranger.store, DatabaseReason::Connected).await;
+    assert!(!stranger.store.find(new_event.id).await.unwrap());
+
+    bed.execute("DROP TABLE notes; ALTER TABLE events RENAME message_id TO id")
+        .await;
+    assert!(!second.store.find(old_note.id).await.unwrap());
+    assert!(!second.store.find(old_event.id).await.unwrap());
+    assert!(second.store.find(new_event.id).await.unwrap());
 }
