@@ -8,7 +8,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/source/target \
     set -eu; \
     target=$(rustc -vV | sed -n 's/^host: //p'); \
-    RUSTFLAGS="-C target-feature=+crt-static" \
+    RUSTFLAGS="-C target-feature=+crt-static" CARGO_PROFILE_RELEASE_LTO=thin \
       cargo build --release --locked --target "$target" -p operator -p ingest-runtime; \
     install -D -t /programs "target/$target/release/operator" "target/$target/release/ingest-runtime"; \
     install -d -m 1777 /root-directory/tmp; \

@@ -46,7 +46,7 @@ test-cluster: images ## The tests on a whole cluster (root, Linux); takes it dow
 	$(TEST) --test end_to_end
 	$(TEST) --test cluster_lifecycle
 
-demo: images ## A cluster, the operator, the example pipeline: a record in, a row out
+demo: rust ## A cluster, the operator, the example pipeline: a record in, a row out
 	e2e/demo.sh
 
 images: rust ## The programs of the two images, static
@@ -61,6 +61,7 @@ cluster-down: rust ## Take the cluster down
 cluster-status: rust ## Say what runs
 	cargo run -q -p e2e --bin cluster --locked -- status
 
+bench: export CARGO_PROFILE_RELEASE_LTO = thin
 bench: images ## Ratios to yardsticks of the same run, in target/bench.json
 	cargo build --release --locked -p e2e --bin bench
 	target/release/bench --runtime $(STATIC)/ingest-runtime

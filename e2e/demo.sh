@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The demo: a cluster, the operator, the example pipeline; a record in, a row out. `make demo` calls it after the
-# programs of the images are built. With KUBECONFIG set it uses that cluster, and needs DATABASE_URL: a PostgreSQL
+# The demo: a cluster, the operator, the example pipeline; a record in, a row out: what `make demo` does. With KUBECONFIG set it uses that cluster, and needs DATABASE_URL: a PostgreSQL
 # URL that the cluster's pods can reach, of a database that is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +13,18 @@ say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
 # Shows a command and runs it.
 run() { printf '$ %s\n' "$*" && "$@"; }
 fail() { printf 'error: %s\n' "$*" >&2 && exit 1; }
+# The programs of the images are built beside everything else: neither build keeps all processors busy alone.
+build_images() {
+  mkdir -p target
+  make --no-print-directory images >target/images.log 2>&1 &
+  building=$!
+  trap 'kill $building 2>/dev/null || true' EXIT
+}
+wait_for_images() {
+  kill -0 $building 2>/dev/null && say "Building the programs of the images (see target/images.log)"
+  wait $building || fail "the programs of the images cannot be built; the end of target/images.log:"$'\n'"$(tail -n 15 target/images.log)"
+  trap - EXIT
+}
 
 if ! command -v curl >/dev/null; then
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "curl is missing: install it"
@@ -26,6 +37,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
   inside() { "$@"; }
 else
   own_cluster=
+  build_images
   cargo build -q --workspace --bin cluster --locked
   cluster=$PWD/target/debug/cluster
   kubectl() { "$cluster" kubectl -- "$@"; }
@@ -35,6 +47,7 @@ fi
 if [ -z "$own_cluster" ]; then
   say "A Kubernetes cluster on this machine"
   "$cluster" up
+  wait_for_images
   up=$SECONDS
   mkdir -p target/images
   load_image() { # PROGRAM IMAGE

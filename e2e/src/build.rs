@@ -105,6 +105,8 @@ impl GoModule {
             "-mod=readonly",
             "-trimpath",
             "-buildvcs=false",
+            // The linker drops it anyway; not making it saves a twentieth of the time.
+            "-gcflags=all=-dwarf=false",
             "-ldflags",
         ];
         fixed.map(str::to_owned).into_iter().chain([linker]).collect()
