@@ -101,16 +101,9 @@ async fn start_servers(
         admin_listen = %private.address()?,
         "serves"
     );
-    let (endpoint, admin) = (Arc::new(endpoint), Arc::new(admin));
     let mut servers = JoinSet::new();
-    servers.spawn(public.serve(move |request| {
-        let endpoint = endpoint.clone();
-        async move { endpoint.answer(request).await }
-    }));
-    servers.spawn(private.serve(move |request| {
-        let admin = admin.clone();
-        async move { admin.answer(request).await }
-    }));
+    servers.spawn(public.serve(endpoint));
+    servers.spawn(private.serve(admin));
     Ok(servers)
 }
 

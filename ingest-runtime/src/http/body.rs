@@ -6,10 +6,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use http::{Request, Version, header, request::Parts};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use nomnom_crds::runtime::config::LimitsConfig;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::problem::{Problem, ProblemKind};
 
@@ -17,10 +18,10 @@ use super::problem::{Problem, ProblemKind};
 const UNCOUNTED_BYTES: usize = 16 * 1024;
 /// What all larger bodies may take together, at the least: an eighth of the pod's default memory limit.
 const MIN_MEMORY_BYTES: usize = 64 * 1024 * 1024;
-/// A body over the limit is read on so far, and so long, before it is refused: most clients send all of it before
-/// they read the answer, and a connection closed earlier is reset under their hands.
-const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(2);
+/// What a handler leaves of a body is read on so far, and so long, before it is answered: most clients send all of
+/// it before they read the answer, and a connection closed earlier is reset under their hands.
+pub(super) const DISCARDED_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const DISCARD_TIME: Duration = Duration::from_secs(2);
 /// When to come again where other bodies fill the memory: they are gone within the time of a request.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -38,6 +39,18 @@ struct Share<'a> {
     bytes: usize,
 }
 
+/// A body on its way in.
+#[derive(Debug)]
+pub struct Inbound {
+    incoming: Incoming,
+    /// Whether the client waits for a 100 before it sends, and was not told to go on: hyper tells it when the body
+    /// is asked for.
+    held_back: bool,
+    ended: bool,
+    /// Whether it is not what its headers say: where it ends, nobody knows.
+    broken: bool,
+}
+
 /// A body that was read.
 #[derive(Debug)]
 pub(super) struct Body<'a> {
@@ -52,8 +65,52 @@ pub(super) struct Rules<'a> {
     pub(super) memory: &'a Memory,
     pub(super) max_bytes: usize,
     pub(super) deadline: Instant,
-    /// Whether the client waits for our word before it sends.
-    pub(super) expects_continue: bool,
+}
+
+impl Inbound {
+    /// Takes a request apart.
+    pub(super) fn split(request: Request<Incoming>) -> (Parts, Self) {
+        let (head, incoming) = request.into_parts();
+        let expect = head.headers.get(header::EXPECT);
+        let waits = expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let inbound = Self {
+            held_back: waits && head.version > Version::HTTP_10,
+            ended: false,
+            broken: false,
+            incoming,
+        };
+        (head, inbound)
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.ended || self.incoming.is_end_stream()
+    }
+
+    async fn frame(&mut self) -> Option<Result<Frame<Bytes>, hyper::Error>> {
+        self.held_back = false;
+        let frame = self.incoming.frame().await;
+        match frame {
+            None => self.ended = true,
+            Some(Err(_)) => self.broken = true,
+            Some(Ok(_)) => {}
+        }
+        frame
+    }
+
+    /// Throws away what was not read, and says whether that was all of it. The deadline is the request's.
+    pub(super) async fn drain(&mut self, deadline: Instant) -> bool {
+        let discard = async {
+            let mut bytes = 0;
+            while !self.is_at_end() && !self.held_back && !self.broken && bytes < DISCARDED_BYTES {
+                if let Some(Ok(frame)) = self.frame().await {
+                    bytes += frame.data_ref().map_or(0, Bytes::len);
+                }
+            }
+            self.is_at_end()
+        };
+        let deadline = deadline.min(Instant::now() + DISCARD_TIME);
+        timeout_at(deadline, discard).await.unwrap_or(false)
+    }
 }
 
 impl Memory {
@@ -107,27 +164,27 @@ impl Drop for Share<'_> {
 }
 
 /// Reads a body. One that came in one piece, as small ones do, is not copied.
-pub(super) async fn read(mut body: Incoming, rules: Rules<'_>) -> Result<Body<'_>, Problem> {
+pub(super) async fn read<'a>(body: &mut Inbound, rules: Rules<'a>) -> Result<Body<'a>, Problem> {
     let mut share = rules.memory.share();
-    if let Some(length) = body.size_hint().exact() {
+    if let Some(length) = body.incoming.size_hint().exact() {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length > rules.max_bytes {
-            return Err(refuse(body, rules).await);
+            return Err(too_large(rules));
         }
         share.grow(length)?;
     }
-    let mut bytes = next_data(&mut body, rules).await?.unwrap_or_default();
+    let mut bytes = next_data(body, rules).await?.unwrap_or_default();
     let mut joined: Option<BytesMut> = None;
     loop {
         let length = joined.as_ref().map_or(bytes.len(), BytesMut::len);
         if length > rules.max_bytes {
-            return Err(refuse(body, rules).await);
+            return Err(too_large(rules));
         }
         share.grow(length)?;
-        if body.is_end_stream() {
+        if body.is_at_end() {
             break;
         }
-        let Some(more) = next_data(&mut body, rules).await? else {
+        let Some(more) = next_data(body, rules).await? else {
             break;
         };
         joined
@@ -141,7 +198,7 @@ pub(super) async fn read(mut body: Incoming, rules: Rules<'_>) -> Result<Body<'_
 }
 
 /// The next piece; none at the end.
-async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes>, Problem> {
+async fn next_data(body: &mut Inbound, rules: Rules<'_>) -> Result<Option<Bytes>, Problem> {
     loop {
         match timeout_at(rules.deadline, body.frame()).await {
             Ok(None) => return Ok(None),
@@ -160,22 +217,9 @@ async fn next_data(body: &mut Incoming, rules: Rules<'_>) -> Result<Option<Bytes
     }
 }
 
-async fn refuse(mut body: Incoming, rules: Rules<'_>) -> Problem {
-    if !rules.expects_continue {
-        // Whether it arrived or not, the answer is the same.
-        let _ = timeout(DISCARD_TIME, discard(&mut body)).await;
-    }
+fn too_large(rules: Rules<'_>) -> Problem {
     let detail = format!("the body is larger than {} bytes", rules.max_bytes);
     Problem::new(ProblemKind::ContentTooLarge, detail).closing()
-}
-
-async fn discard(body: &mut Incoming) {
-    let mut bytes = 0;
-    while bytes < DISCARDED_BYTES
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        bytes += frame.data_ref().map_or(0, Bytes::len);
-    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,11 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use http::Request;
+use http::{Request, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,7 +21,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Answer,
     activity::{Activity, Stalled, Watched},
-    listener,
+    body::Inbound,
+    close_after, linger, listener,
     problem::{Problem, ProblemKind},
 };
 use crate::shutdown::Shutdown;
@@ -38,6 +38,14 @@ const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
 /// When to come again where there are too many connections.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(2);
 
+/// What answers the requests of a port.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request whose head arrived at `start`. What is left of the body is thrown away before the answer is
+    /// sent.
+    fn answer(&self, head: &Parts, body: &mut Inbound, start: Instant)
+    -> impl Future<Output = Answer> + Send;
+}
+
 /// A port that is open.
 #[derive(Debug)]
 pub struct Server {
@@ -52,7 +60,7 @@ pub struct ServerOptions {
     pub shutdown: Shutdown,
     /// Counts open connections.
     pub connections: Gauge,
-    /// The longest that a request may take, once the pod is leaving.
+    /// The longest that a request may take, what is thrown away of it included.
     pub request_timeout: Duration,
 }
 
@@ -71,11 +79,8 @@ impl Server {
     }
 
     /// Serves until the pod has left: returns when the last request is answered.
-    pub async fn serve<H, F>(self, handler: H)
-    where
-        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
-    {
+    pub async fn serve(self, handler: impl Handler) {
+        let handler = Arc::new(handler);
         let (tracker, ending) = (TaskTracker::new(), CancellationToken::new());
         let accept = |stream: TcpStream| {
             if tracker.len() >= MAX_CONNECTIONS {
@@ -85,6 +90,7 @@ impl Server {
             let connection = Connection {
                 ending: ending.child_token(),
                 open: Open::new(self.options.connections.clone()),
+                request_timeout: self.options.request_timeout,
             };
             tracker.spawn(connection.serve(stream, handler.clone()));
         };
@@ -111,7 +117,7 @@ impl Server {
                 tracker.wait().await;
             }
         };
-        let longest = LAST_REQUEST_TIME + self.options.request_timeout + CHECK_INTERVAL;
+        let longest = LAST_REQUEST_TIME + self.options.request_timeout + CHECK_INTERVAL + linger::LINGER_TIME;
         if tokio::time::timeout(longest, finish).await.is_err() {
             tracing::warn!(connections = tracker.len(), "connections are cut that do not end");
         }
@@ -137,56 +143,55 @@ impl Drop for Open {
 struct Connection {
     ending: CancellationToken,
     open: Open,
+    request_timeout: Duration,
 }
 
 impl Connection {
-    async fn serve<H, F>(self, stream: TcpStream, handler: H)
-    where
-        H: Fn(Request<Incoming>) -> F,
-        F: Future<Output = Result<Answer, Infallible>>,
-    {
+    async fn serve(self, stream: TcpStream, handler: Arc<impl Handler>) {
         // An answer is one packet, and nothing follows it that it could wait for.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
         let activity = Arc::new(Activity::new(Instant::now()));
         let service = service_fn(|request| {
+            let start = Instant::now();
             activity.busy();
-            let answer = handler(request);
-            let activity = &activity;
+            let (handler, activity) = (&handler, &activity);
+            let deadline = start + self.request_timeout;
             async move {
-                let answer = answer.await;
+                let answer = answer(handler.as_ref(), request, start, deadline, activity).await;
                 activity.idle(Instant::now());
-                answer
+                Ok::<_, Infallible>(answer)
             }
         });
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let mut connection = pin!(
-            http1::Builder::new()
-                .max_buf_size(MAX_HEAD_BYTES)
-                .serve_connection(io, service)
-        );
+        let mut connection = http1::Builder::new()
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(io, service);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = false;
         loop {
             tokio::select! {
                 biased;
-                result = connection.as_mut() => {
+                result = &mut connection => {
                     if let Err(error) = result {
                         tracing::debug!(%error, "a connection ended with an error");
+                    }
+                    if activity.leaves_unread() {
+                        linger::discard(&connection.into_parts().io.into_inner().into_stream()).await;
                     }
                     break;
                 }
                 () = self.ending.cancelled(), if !told => {
                     told = true;
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
                 _ = check.tick() => match activity.stalled(Instant::now()) {
                     None => {}
                     Some(Stalled::Idle) if !told => {
                         told = true;
-                        connection.as_mut().graceful_shutdown();
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
                     }
                     // What is no request yet is owed no answer, and who reads no answer is not waited for.
                     Some(_) => break,
@@ -195,6 +200,23 @@ impl Connection {
         }
         drop(self.open);
     }
+}
+
+/// Answers a request, and leaves nothing of its body behind that would break the connection under the answer.
+async fn answer(
+    handler: &impl Handler,
+    request: Request<Incoming>,
+    start: Instant,
+    deadline: Instant,
+    activity: &Activity,
+) -> Answer {
+    let (head, mut body) = Inbound::split(request);
+    let mut answer = handler.answer(&head, &mut body, start).await;
+    if !body.drain(deadline.into()).await {
+        activity.leave_unread();
+        close_after(&mut answer);
+    }
+    answer
 }
 
 /// Tells a client that there are too many; what does not fit into the socket at once is not worth waiting for.
