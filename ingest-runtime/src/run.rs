@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     config::{Loaded, ServeOptions},
-    http::{Admin, Endpoint, EndpointParts, Server, ServerOptions},
+    http::{Admin, Endpoint, EndpointParts, MAX_CONNECTIONS, Server, ServerOptions},
     metrics::Metrics,
     receipt::Receipts,
     record::Decoder,
@@ -86,6 +86,7 @@ async fn start_servers(
     let server_options = |connections: Gauge| ServerOptions {
         shutdown: admin.shutdown.clone(),
         connections,
+        max_connections: MAX_CONNECTIONS,
         request_timeout: config.limits.timeout.as_std(),
     };
     let public = Server::bind(options.listen, server_options(metrics.connections.clone()))

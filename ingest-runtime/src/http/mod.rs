@@ -24,7 +24,7 @@ use nomnom_crds::runtime::{INGEST_PATH, RuntimeConfig};
 pub use admin::Admin;
 pub use body::Inbound;
 pub use problem::ProblemKind;
-pub use server::{Handler, Server, ServerOptions};
+pub use server::{Handler, MAX_CONNECTIONS, Server, ServerOptions};
 
 use crate::{metrics::Metrics, receipt::Receipts, record::Decoder, shutdown::Shutdown, store::Store};
 use body::Memory;

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
+    net::{self, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,6 +12,7 @@ use http::{Request, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::MissedTickBehavior,
@@ -28,9 +29,12 @@ use super::{
 use crate::shutdown::Shutdown;
 
 /// The most connections at once, each with buffers of some 16 kB: an eighth of the pod's default memory limit.
-const MAX_CONNECTIONS: usize = 4096;
+pub const MAX_CONNECTIONS: usize = 4096;
 /// What hyper reads of a head before it refuses it, in bytes; our own limit is a quarter of it.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// The most refused connections whose clients are waited for, to see their refusal; others are closed at once. Each
+/// takes a file descriptor and less than a kB.
+const MAX_REFUSED: usize = 256;
 /// How often a connection is looked at, whether it stalls.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long connections that were accepted last have to send their request, once no more are accepted.
@@ -60,6 +64,8 @@ pub struct ServerOptions {
     pub shutdown: Shutdown,
     /// Counts open connections.
     pub connections: Gauge,
+    /// The most connections at once; further ones are refused. [`MAX_CONNECTIONS`], but in tests.
+    pub max_connections: usize,
     /// The longest that a request may take, what is thrown away of it included.
     pub request_timeout: Duration,
 }
@@ -82,9 +88,10 @@ impl Server {
     pub async fn serve(self, handler: impl Handler) {
         let handler = Arc::new(handler);
         let (tracker, ending) = (TaskTracker::new(), CancellationToken::new());
+        let refused = TaskTracker::new();
         let accept = |stream: TcpStream| {
-            if tracker.len() >= MAX_CONNECTIONS {
-                refuse(&stream);
+            if tracker.len() >= self.options.max_connections {
+                refuse(stream, &refused);
                 return;
             }
             let connection = Connection {
@@ -219,10 +226,18 @@ async fn answer(
     answer
 }
 
-/// Tells a client that there are too many; what does not fit into the socket at once is not worth waiting for.
-fn refuse(stream: &TcpStream) {
+/// Tells a client that there are too many. What does not fit into the new socket is not worth waiting for.
+fn refuse(stream: TcpStream, refused: &TaskTracker) {
     let problem =
         Problem::new(ProblemKind::Overloaded, "too many connections are open").retry_after(FULL_RETRY_AFTER);
-    // A client that cannot be told is refused all the same.
-    let _ = stream.try_write(&problem.into_closing_bytes());
+    // Not through tokio: whether it knows of a new socket that there is room depends on its release.
+    let socket = SockRef::from(&stream);
+    let told = socket
+        .send(&problem.into_closing_bytes())
+        .and_then(|_| socket.shutdown(net::Shutdown::Write));
+    if let Err(error) = told {
+        tracing::debug!(%error, "failed to tell a client that there are too many connections");
+    } else if refused.len() < MAX_REFUSED {
+        refused.spawn(async move { linger::discard(&stream).await });
+    }
 }
