@@ -244,6 +244,12 @@ async fn what_is_no_http_is_told_so_too() {
             431,
             "headers-too-large",
         ),
+        // Not complete, but too large already: more of it is not kept.
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\nlong: {}", &huge[..30_000]),
+            431,
+            "headers-too-large",
+        ),
     ] {
         let shown = &request[..request.len().min(60)];
         let text = runtime.raw(&request).await;

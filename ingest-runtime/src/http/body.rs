@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::problem::{Problem, ProblemKind};
 
-/// Bodies up to this size are not counted: they are no larger than a connection's own buffers.
+/// Bodies up to this size are not counted: they fit into a connection's own buffer.
 const UNCOUNTED_BYTES: usize = 16 * 1024;
 /// What all larger bodies may take together, at the least: an eighth of the pod's default memory limit.
 const MIN_MEMORY_BYTES: usize = 64 * 1024 * 1024;
