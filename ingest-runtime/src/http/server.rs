@@ -29,7 +29,7 @@ use super::{
 use crate::shutdown::Shutdown;
 
 /// The most connections at once. One takes some 22 kB, and 32 kB within the longest head (measured without
-/// optimization): a fifth of the pod's default memory limit, and less where clients mean well.
+/// optimization): together a sixth to a quarter of the pod's default memory limit.
 pub const MAX_CONNECTIONS: usize = 4096;
 /// What hyper reads of a head, and of a body at once, in bytes. A head that is not complete by then is refused by
 /// hyper; ours may hold 16 kB of names and values, and more between them than they need, so that we can say it first.
