@@ -16,7 +16,11 @@ use super::problem::{Problem, ProblemKind};
 
 /// Bodies up to this size are not counted: they fit into a connection's own buffer.
 const UNCOUNTED_BYTES: usize = 16 * 1024;
-/// What all larger bodies may take together, at the least: an eighth of the pod's default memory limit.
+/// What a larger body takes for each of its bytes: itself and its row while it is decoded, or moved as it grows; then,
+/// without the body, its row and the statement's parameters. What the writers keep of a statement is not in it.
+const COST: usize = 2;
+/// What all larger bodies may take together, at the least: an eighth of the pod's default memory limit, for as many
+/// bytes of bodies as rows can wait for the writers.
 const MIN_MEMORY_BYTES: usize = 64 * 1024 * 1024;
 /// What a handler leaves of a body is read on so far, and so long, before it is answered: most clients send all of
 /// it before they read the answer, and a connection closed earlier is reset under their hands.
@@ -55,8 +59,19 @@ pub struct Inbound {
 #[derive(Debug)]
 pub(super) struct Body<'a> {
     pub(super) bytes: Bytes,
-    /// Kept as long as the bytes.
+    /// Kept as long as what was made of the bytes.
     _share: Share<'a>,
+}
+
+impl Body<'_> {
+    /// Frees the bytes where they take much; says whether they are still there.
+    pub(super) fn keep_small(&mut self) -> bool {
+        let is_small = self.bytes.len() <= UNCOUNTED_BYTES;
+        if !is_small {
+            self.bytes = Bytes::new();
+        }
+        is_small
+    }
 }
 
 /// What a body must keep to.
@@ -118,8 +133,8 @@ impl Memory {
         let largest = usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX);
         Self {
             used: AtomicUsize::new(0),
-            // Two of the largest bodies fit in any case.
-            limit: MIN_MEMORY_BYTES.max(largest.saturating_mul(2)),
+            // The largest body fits in any case.
+            limit: MIN_MEMORY_BYTES.max(largest.saturating_mul(COST)),
         }
     }
 
@@ -132,9 +147,10 @@ impl Memory {
 }
 
 impl Share<'_> {
-    /// Makes the share as large as `bytes`, where there is room.
-    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
-        if bytes <= UNCOUNTED_BYTES || bytes <= self.bytes {
+    /// Makes the share as large as a body of `length` needs, where there is room.
+    fn grow(&mut self, length: usize) -> Result<(), Problem> {
+        let bytes = length.saturating_mul(COST);
+        if length <= UNCOUNTED_BYTES || bytes <= self.bytes {
             return Ok(());
         }
         let more = bytes - self.bytes;
@@ -166,12 +182,13 @@ impl Drop for Share<'_> {
 /// Reads a body. One that came in one piece, as small ones do, is not copied.
 pub(super) async fn read<'a>(body: &mut Inbound, rules: Rules<'a>) -> Result<Body<'a>, Problem> {
     let mut share = rules.memory.share();
+    let mut told = 0;
     if let Some(length) = body.incoming.size_hint().exact() {
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        if length > rules.max_bytes {
+        told = usize::try_from(length).unwrap_or(usize::MAX);
+        if told > rules.max_bytes {
             return Err(too_large(rules));
         }
-        share.grow(length)?;
+        share.grow(told)?;
     }
     let mut bytes = next_data(body, rules).await?.unwrap_or_default();
     let mut joined: Option<BytesMut> = None;
@@ -187,9 +204,12 @@ pub(super) async fn read<'a>(body: &mut Inbound, rules: Rules<'a>) -> Result<Bod
         let Some(more) = next_data(body, rules).await? else {
             break;
         };
-        joined
-            .get_or_insert_with(|| BytesMut::from(&bytes[..]))
-            .extend_from_slice(&more);
+        let start = || {
+            let mut start = BytesMut::with_capacity(told.max(bytes.len() + more.len()));
+            start.extend_from_slice(&bytes);
+            start
+        };
+        joined.get_or_insert_with(start).extend_from_slice(&more);
     }
     if let Some(joined) = joined {
         bytes = joined.freeze();
@@ -226,21 +246,36 @@ fn too_large(rules: Rules<'_>) -> Problem {
 mod tests {
     use super::*;
 
+    fn memory(max_body_bytes: usize) -> Memory {
+        Memory::new(&LimitsConfig {
+            max_body_bytes: u32::try_from(max_body_bytes).unwrap(),
+            timeout: nomnom_crds::Duration::from_millis(1),
+        })
+    }
+
     #[test]
     fn large_bodies_share_a_bounded_memory_and_give_it_back() {
-        let memory = Memory::new(&LimitsConfig {
-            max_body_bytes: 1024,
-            timeout: nomnom_crds::Duration::from_millis(1),
-        });
+        let memory = memory(1024);
         let mut small = memory.share();
         small.grow(UNCOUNTED_BYTES).unwrap();
         let mut large = memory.share();
-        large.grow(MIN_MEMORY_BYTES / 2).unwrap();
-        large.grow(MIN_MEMORY_BYTES).unwrap();
+        large.grow(MIN_MEMORY_BYTES / COST / 2).unwrap();
+        large.grow(MIN_MEMORY_BYTES / COST).unwrap();
         let refused = memory.share().grow(UNCOUNTED_BYTES + 1).unwrap_err();
         assert_eq!(refused.kind(), ProblemKind::Overloaded);
         drop(large);
-        memory.share().grow(MIN_MEMORY_BYTES).unwrap();
+        memory.share().grow(MIN_MEMORY_BYTES / COST).unwrap();
         assert_eq!(memory.used.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_largest_body_has_room_alone() {
+        let largest = MIN_MEMORY_BYTES;
+        let memory = memory(largest);
+        let mut first = memory.share();
+        first.grow(largest).unwrap();
+        memory.share().grow(largest).unwrap_err();
+        drop(first);
+        memory.share().grow(largest).unwrap();
     }
 }

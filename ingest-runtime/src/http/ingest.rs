@@ -9,7 +9,7 @@ use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
     Answer, Endpoint,
-    body::{self, Inbound},
+    body::{self, Body, Inbound},
     idempotency, json_answer,
     problem::{Problem, ProblemKind},
 };
@@ -67,26 +67,31 @@ async fn store(
         deadline,
     };
     let body = body::read(body, rules).await?;
-    commit(endpoint, key.as_deref(), &body.bytes, deadline).await
+    commit(endpoint, key.as_deref(), body, deadline).await
 }
 
 /// Commits a record under a new id, or under the one that its key gives it.
 async fn commit(
     endpoint: &Endpoint,
     key: Option<&str>,
-    record: &[u8],
+    mut body: Body<'_>,
     deadline: Deadline,
 ) -> Result<Uuid, Problem> {
     for _ in 0..ID_ATTEMPTS {
         // Decoded anew where an id was taken: that never happens, and a copy for it would be made each time.
-        let row = endpoint.decoder.decode(record).map_err(Problem::invalid_record)?;
-        let message = message(endpoint, key, record, row);
+        let row = endpoint.decoder.decode(&body.bytes);
+        let row = row.map_err(Problem::invalid_record)?;
+        let message = message(endpoint, key, &body.bytes, row);
         let id = message.id;
+        let can_repeat = body.keep_small();
         return Err(match endpoint.store.write(message, deadline).await {
             Outcome::Persisted => return Ok(id),
             Outcome::IdTaken => {
                 tracing::warn!(message_id = %id, "a new message id was taken already");
-                continue;
+                if can_repeat {
+                    continue;
+                }
+                break;
             }
             Outcome::Rejected {
                 column,
