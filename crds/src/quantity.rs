@@ -21,6 +21,33 @@ impl Quantity {
     }
 }
 
+impl Quantity {
+    /// The amount as a number, such as 536870912 for `512Mi`; none where it is no quantity.
+    #[must_use]
+    pub fn to_number(&self) -> Option<f64> {
+        let digits = |character: char| character.is_ascii_digit() || character == '.';
+        let end = self
+            .0
+            .find(|character| !digits(character))
+            .unwrap_or(self.0.len());
+        let (number, suffix) = self.0.split_at(end);
+        let power = |base: f64, names: &str| {
+            let exponent = names.find(suffix.chars().next()?)?;
+            Some(base.powi(i32::try_from(exponent).ok()? + 1))
+        };
+        let factor = match suffix {
+            "" => 1.0,
+            "n" => 1e-9,
+            "u" => 1e-6,
+            "m" => 1e-3,
+            _ if suffix.len() == 1 => power(1e3, "kMGTPE")?,
+            _ if suffix.len() == 2 && suffix.ends_with('i') => power(1024.0, "KMGTPE")?,
+            _ => 10_f64.powi(suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
+        };
+        Some(number.parse::<f64>().ok()? * factor)
+    }
+}
+
 impl From<&str> for Quantity {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
@@ -64,6 +91,27 @@ impl JsonSchema for Quantity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn is_a_number() {
+        for (text, number) in [
+            ("512Mi", 536_870_912.0),
+            ("1Ki", 1024.0),
+            ("1.5Gi", 1_610_612_736.0),
+            ("500M", 5e8),
+            ("1E", 1e18),
+            ("64k", 64_000.0),
+            ("100m", 0.1),
+            ("5e8", 5e8),
+            ("5E2", 500.0),
+            ("7", 7.0),
+        ] {
+            assert_eq!(Quantity::from(text).to_number(), Some(number), "{text}");
+        }
+        for text in ["", "Mi", "lots", "1Xi", "1ki", "1.2.3"] {
+            assert_eq!(Quantity::from(text).to_number(), None, "{text}");
+        }
+    }
 
     #[test]
     fn reads_numbers_and_strings() {

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     config::{Loaded, ServeOptions},
-    http::{Admin, Endpoint, EndpointParts, Server, ServerOptions},
+    http::{Admin, Endpoint, EndpointParts, MAX_CONNECTIONS, Server, ServerOptions},
     metrics::Metrics,
     receipt::Receipts,
     record::Decoder,
@@ -86,6 +86,7 @@ async fn start_servers(
     let server_options = |connections: Gauge| ServerOptions {
         shutdown: admin.shutdown.clone(),
         connections,
+        max_connections: MAX_CONNECTIONS,
         request_timeout: config.limits.timeout.as_std(),
     };
     let public = Server::bind(options.listen, server_options(metrics.connections.clone()))
@@ -101,16 +102,9 @@ async fn start_servers(
         admin_listen = %private.address()?,
         "serves"
     );
-    let (endpoint, admin) = (Arc::new(endpoint), Arc::new(admin));
     let mut servers = JoinSet::new();
-    servers.spawn(public.serve(move |request| {
-        let endpoint = endpoint.clone();
-        async move { endpoint.answer(request).await }
-    }));
-    servers.spawn(private.serve(move |request| {
-        let admin = admin.clone();
-        async move { admin.answer(request).await }
-    }));
+    servers.spawn(public.serve(endpoint));
+    servers.spawn(private.serve(admin));
     Ok(servers)
 }
 

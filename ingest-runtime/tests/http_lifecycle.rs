@@ -4,6 +4,7 @@
 mod harness;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -174,6 +175,22 @@ async fn metrics_parse_and_count_every_message() {
     ] {
         assert!(text.contains(&format!("\n{name} ")), "{name} in\n{text}");
     }
+}
+
+#[tokio::test]
+async fn the_documentation_lists_every_metric() {
+    let documentation = include_str!("../../docs/http-api.md");
+    let documented: BTreeSet<_> = documentation
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `ingestion_")?.split(['`', '{']).next())
+        .collect();
+    let runtime = Runtime::start(&example(), None);
+    let text = runtime.get_admin("/metrics").await.text().await.unwrap();
+    let served: BTreeSet<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ingestion_")?.split(' ').next())
+        .collect();
+    assert_eq!(documented, served);
 }
 
 #[tokio::test]

@@ -244,6 +244,12 @@ async fn what_is_no_http_is_told_so_too() {
             431,
             "headers-too-large",
         ),
+        // Not complete, but too large already: more of it is not kept.
+        (
+            format!("GET / HTTP/1.1\r\nhost: a\r\nlong: {}", &huge[..30_000]),
+            431,
+            "headers-too-large",
+        ),
     ] {
         let shown = &request[..request.len().min(60)];
         let text = runtime.raw(&request).await;
@@ -261,15 +267,18 @@ async fn a_request_with_two_lengths_is_the_last_of_its_connection() {
     let runtime = runtime();
     let smuggled = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
     for headers in [
-        "content-length: 4\r\ntransfer-encoding: chunked",
-        "transfer-encoding: chunked\r\ncontent-length: 4",
+        "content-length: 3\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 3",
     ] {
         let request = format!(
-            "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{headers}\r\n\r\n0\r\n\r\n{smuggled}"
+            "POST {INGEST_PATH} HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\n{headers}\r\n\r\n3\r\nO|1\r\n0\r\n\r\n{smuggled}"
         );
         let text = runtime.raw(request).await;
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{text}");
         assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
+        // By its length, the body would be the three bytes after the head.
+        assert!(text.contains("\"too_few_fields\""), "{text}");
+        assert!(text.contains("connection: close"), "{text}");
     }
 }
 

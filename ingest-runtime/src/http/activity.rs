@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
@@ -37,6 +37,7 @@ pub(super) struct Activity {
     start: Instant,
     phase: AtomicU8,
     since_millis: AtomicU64,
+    leaves_unread: AtomicBool,
 }
 
 /// A connection that does nothing for too long.
@@ -54,7 +55,18 @@ impl Activity {
             start,
             phase: AtomicU8::new(IDLE),
             since_millis: AtomicU64::new(0),
+            leaves_unread: AtomicBool::new(false),
         }
+    }
+
+    /// The connection's last answer is given, and the client may still be sending.
+    pub(super) fn leave_unread(&self) {
+        self.leaves_unread.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that is so.
+    pub(super) fn leaves_unread(&self) -> bool {
+        self.leaves_unread.load(Ordering::Relaxed)
     }
 
     /// A request arrived; its own deadline counts from now on.
@@ -110,6 +122,10 @@ impl Watched {
         }
     }
 
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     fn poll_refusal(&mut self, context: &mut Context<'_>, replaced: usize) -> Poll<io::Result<usize>> {
         while let Some((bytes, written)) = &mut self.refusal {
             let rest = &bytes[*written..];
@@ -149,6 +165,7 @@ impl AsyncWrite for Watched {
         {
             let detail = "the request cannot be read; nothing was stored";
             self.refusal = Some((Problem::new(kind, detail).into_closing_bytes(), 0));
+            self.activity.leave_unread();
         }
         if self.refusal.is_some() {
             return self.poll_refusal(context, bytes.len());

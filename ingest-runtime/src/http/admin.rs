@@ -1,15 +1,14 @@
 //! The pod's own port: for kubelet, Prometheus and the operator, never for clients.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{sync::Arc, time::Instant};
 
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Response, header, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use nomnom_crds::runtime::RuntimeState;
 use prometheus_client::registry::Registry;
 
 use super::{
-    Answer, json_answer,
+    Answer, Handler, Inbound, json_answer,
     problem::{Problem, ProblemKind},
 };
 use crate::{config::Loaded, metrics, shutdown::Shutdown, store::Store};
@@ -26,17 +25,17 @@ pub struct Admin {
     pub shutdown: Shutdown,
 }
 
-impl Admin {
-    /// Answers a request to the admin port.
-    #[allow(clippy::unused_async, reason = "the server's handlers are")]
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
-        let answer = match *request.method() {
-            Method::GET | Method::HEAD => self.route(request.uri().path()),
+impl Handler for Admin {
+    async fn answer(&self, head: &Parts, _: &mut Inbound, _: Instant) -> Answer {
+        let answer = match head.method {
+            Method::GET | Method::HEAD => self.route(head.uri.path()),
             _ => Err(Problem::method_not_allowed("GET, HEAD")),
         };
-        Ok(answer.unwrap_or_else(Problem::into_answer))
+        answer.unwrap_or_else(Problem::into_answer)
     }
+}
 
+impl Admin {
     /// Every route of the admin port.
     fn route(&self, path: &str) -> Result<Answer, Problem> {
         match path {

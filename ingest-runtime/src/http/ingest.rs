@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::time::Instant as Deadline;
 use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
-    Answer, Endpoint, body, idempotency, json_answer,
+    Answer, Endpoint,
+    body::{self, Body, Inbound},
+    idempotency, json_answer,
     problem::{Problem, ProblemKind},
 };
 use crate::{
@@ -30,9 +31,14 @@ const ANYBODY: &str = "";
 const ONLY_RECORD: u32 = 0;
 
 /// Answers a posted record.
-pub(super) async fn post(endpoint: &Endpoint, request: Request<Incoming>, start: Instant) -> Answer {
+pub(super) async fn post(
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    body: &mut Inbound,
+    start: Instant,
+) -> Answer {
     let measured = endpoint.metrics.begin(start);
-    match store(endpoint, request, start).await {
+    match store(endpoint, headers, body, start).await {
         Ok(id) => {
             measured.persisted();
             persisted(id)
@@ -45,39 +51,47 @@ pub(super) async fn post(endpoint: &Endpoint, request: Request<Incoming>, start:
 }
 
 /// Reads, checks and commits a record.
-async fn store(endpoint: &Endpoint, request: Request<Incoming>, start: Instant) -> Result<Uuid, Problem> {
+async fn store(
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    body: &mut Inbound,
+    start: Instant,
+) -> Result<Uuid, Problem> {
     let limits = &endpoint.config.limits;
     let deadline = Deadline::from_std(start + limits.timeout.as_std());
-    let (head, incoming) = request.into_parts();
-    check_content(&head.headers)?;
-    let key = idempotency::key(&head.headers)?;
+    check_content(headers)?;
+    let key = idempotency::key(headers)?;
     let rules = body::Rules {
         memory: &endpoint.memory,
         max_bytes: usize::try_from(limits.max_body_bytes).unwrap_or(usize::MAX),
         deadline,
-        expects_continue: head.headers.contains_key(header::EXPECT),
     };
-    let body = body::read(incoming, rules).await?;
-    commit(endpoint, key.as_deref(), &body.bytes, deadline).await
+    let body = body::read(body, rules).await?;
+    commit(endpoint, key.as_deref(), body, deadline).await
 }
 
 /// Commits a record under a new id, or under the one that its key gives it.
 async fn commit(
     endpoint: &Endpoint,
     key: Option<&str>,
-    record: &[u8],
+    mut body: Body<'_>,
     deadline: Deadline,
 ) -> Result<Uuid, Problem> {
     for _ in 0..ID_ATTEMPTS {
         // Decoded anew where an id was taken: that never happens, and a copy for it would be made each time.
-        let row = endpoint.decoder.decode(record).map_err(Problem::invalid_record)?;
-        let message = message(endpoint, key, record, row);
+        let row = endpoint.decoder.decode(&body.bytes);
+        let row = row.map_err(Problem::invalid_record)?;
+        let message = message(endpoint, key, &body.bytes, row);
         let id = message.id;
+        let can_repeat = body.keep_small();
         return Err(match endpoint.store.write(message, deadline).await {
             Outcome::Persisted => return Ok(id),
             Outcome::IdTaken => {
                 tracing::warn!(message_id = %id, "a new message id was taken already");
-                continue;
+                if can_repeat {
+                    continue;
+                }
+                break;
             }
             Outcome::Rejected {
                 column,
@@ -114,12 +128,10 @@ fn message(endpoint: &Endpoint, key: Option<&str>, record: &[u8], row: Row) -> M
 /// Refuses whatever is not plain text in UTF-8.
 fn check_content(headers: &HeaderMap) -> Result<(), Problem> {
     let unsupported = |detail: &'static str| {
-        Problem::new(ProblemKind::UnsupportedMediaType, detail)
-            .header(
-                HeaderName::from_static("accept-post"),
-                HeaderValue::from_static(ACCEPTED),
-            )
-            .closing()
+        Problem::new(ProblemKind::UnsupportedMediaType, detail).header(
+            HeaderName::from_static("accept-post"),
+            HeaderValue::from_static(ACCEPTED),
+        )
     };
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")

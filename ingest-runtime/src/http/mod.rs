@@ -8,22 +8,23 @@ mod admin;
 mod body;
 mod idempotency;
 mod ingest;
+mod linger;
 mod listener;
 mod problem;
 mod server;
 mod status;
 
-use std::{convert::Infallible, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{HeaderValue, Method, Response, header, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use nomnom_crds::runtime::{INGEST_PATH, RuntimeConfig};
 
 pub use admin::Admin;
+pub use body::Inbound;
 pub use problem::ProblemKind;
-pub use server::{Server, ServerOptions};
+pub use server::{Handler, MAX_CONNECTIONS, Server, ServerOptions};
 
 use crate::{metrics::Metrics, receipt::Receipts, record::Decoder, shutdown::Shutdown, store::Store};
 use body::Memory;
@@ -79,26 +80,13 @@ impl Endpoint {
         }
     }
 
-    /// Answers a request to the public port.
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Answer, Infallible> {
-        let start = Instant::now();
-        let mut answer = match self.route(request, start).await {
-            Ok(answer) => answer,
-            Err(problem) => problem.into_answer(),
-        };
-        if self.shutdown.is_draining() {
-            close_after(&mut answer);
-        }
-        Ok(answer)
-    }
-
     /// Every public route.
-    async fn route(&self, request: Request<Incoming>, start: Instant) -> Result<Answer, Problem> {
-        check_head(&request)?;
-        let (method, path) = (request.method(), request.uri().path());
+    async fn route(&self, head: &Parts, body: &mut Inbound, start: Instant) -> Result<Answer, Problem> {
+        check_head(head)?;
+        let (method, path) = (&head.method, head.uri.path());
         if path == INGEST_PATH {
             return match *method {
-                Method::POST => Ok(ingest::post(self, request, start).await),
+                Method::POST => Ok(ingest::post(self, &head.headers, body, start).await),
                 _ => Err(Problem::method_not_allowed("POST")),
             };
         }
@@ -112,16 +100,24 @@ impl Endpoint {
     }
 }
 
+impl Handler for Endpoint {
+    async fn answer(&self, head: &Parts, body: &mut Inbound, start: Instant) -> Answer {
+        let answer = self.route(head, body, start).await;
+        let mut answer = answer.unwrap_or_else(Problem::into_answer);
+        if self.shutdown.is_draining() {
+            close_after(&mut answer);
+        }
+        answer
+    }
+}
+
 /// Refuses a head that is too large. hyper's own limits are wider and its refusals plain.
-fn check_head(request: &Request<Incoming>) -> Result<(), Problem> {
-    let headers = request.headers().iter();
+fn check_head(head: &Parts) -> Result<(), Problem> {
+    let headers = head.headers.iter();
     let bytes: usize = headers
         .map(|(name, value)| name.as_str().len() + value.len())
         .sum();
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or(0, |path| path.as_str().len());
+    let path = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
     if bytes + path > MAX_HEADER_BYTES {
         let detail = format!("path and headers are longer than {MAX_HEADER_BYTES} bytes");
         return Err(Problem::new(ProblemKind::HeadersTooLarge, detail).closing());

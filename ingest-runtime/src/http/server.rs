@@ -3,16 +3,16 @@
 use std::{
     convert::Infallible,
     io,
-    net::SocketAddr,
-    pin::pin,
+    net::{self, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use http::Request;
+use http::{Request, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::gauge::Gauge;
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::MissedTickBehavior,
@@ -22,21 +22,35 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Answer,
     activity::{Activity, Stalled, Watched},
-    listener,
+    body::Inbound,
+    close_after, linger, listener,
     problem::{Problem, ProblemKind},
 };
 use crate::shutdown::Shutdown;
 
-/// The most connections at once, each with buffers of some 16 kB: an eighth of the pod's default memory limit.
-const MAX_CONNECTIONS: usize = 4096;
-/// What hyper reads of a head before it refuses it, in bytes; our own limit is a quarter of it.
-const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// The most connections at once. One takes some 22 kB, and 32 kB within the longest head (measured without
+/// optimization): together a sixth to a quarter of the pod's default memory limit.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// What hyper reads of a head, and of a body at once, in bytes. A head that is not complete by then is refused by
+/// hyper; ours may hold 16 kB of names and values, and more between them than they need, so that we can say it first.
+const MAX_HEAD_BYTES: usize = 24 * 1024;
+/// The most refused connections whose clients are waited for, to see their refusal; others are closed at once. Each
+/// takes a file descriptor and less than a kB.
+const MAX_REFUSED: usize = 256;
 /// How often a connection is looked at, whether it stalls.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long connections that were accepted last have to send their request, once no more are accepted.
 const LAST_REQUEST_TIME: Duration = Duration::from_secs(1);
 /// When to come again where there are too many connections.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// What answers the requests of a port.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a request whose head arrived at `start`. What is left of the body is thrown away before the answer is
+    /// sent.
+    fn answer(&self, head: &Parts, body: &mut Inbound, start: Instant)
+    -> impl Future<Output = Answer> + Send;
+}
 
 /// A port that is open.
 #[derive(Debug)]
@@ -52,7 +66,9 @@ pub struct ServerOptions {
     pub shutdown: Shutdown,
     /// Counts open connections.
     pub connections: Gauge,
-    /// The longest that a request may take, once the pod is leaving.
+    /// The most connections at once; further ones are refused. [`MAX_CONNECTIONS`], but in tests.
+    pub max_connections: usize,
+    /// The longest that a request may take, what is thrown away of it included.
     pub request_timeout: Duration,
 }
 
@@ -71,20 +87,19 @@ impl Server {
     }
 
     /// Serves until the pod has left: returns when the last request is answered.
-    pub async fn serve<H, F>(self, handler: H)
-    where
-        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<Answer, Infallible>> + Send + 'static,
-    {
+    pub async fn serve(self, handler: impl Handler) {
+        let handler = Arc::new(handler);
         let (tracker, ending) = (TaskTracker::new(), CancellationToken::new());
+        let refused = TaskTracker::new();
         let accept = |stream: TcpStream| {
-            if tracker.len() >= MAX_CONNECTIONS {
-                refuse(&stream);
+            if tracker.len() >= self.options.max_connections {
+                refuse(stream, &refused);
                 return;
             }
             let connection = Connection {
                 ending: ending.child_token(),
                 open: Open::new(self.options.connections.clone()),
+                request_timeout: self.options.request_timeout,
             };
             tracker.spawn(connection.serve(stream, handler.clone()));
         };
@@ -111,7 +126,7 @@ impl Server {
                 tracker.wait().await;
             }
         };
-        let longest = LAST_REQUEST_TIME + self.options.request_timeout + CHECK_INTERVAL;
+        let longest = LAST_REQUEST_TIME + self.options.request_timeout + CHECK_INTERVAL + linger::LINGER_TIME;
         if tokio::time::timeout(longest, finish).await.is_err() {
             tracing::warn!(connections = tracker.len(), "connections are cut that do not end");
         }
@@ -137,56 +152,55 @@ impl Drop for Open {
 struct Connection {
     ending: CancellationToken,
     open: Open,
+    request_timeout: Duration,
 }
 
 impl Connection {
-    async fn serve<H, F>(self, stream: TcpStream, handler: H)
-    where
-        H: Fn(Request<Incoming>) -> F,
-        F: Future<Output = Result<Answer, Infallible>>,
-    {
+    async fn serve(self, stream: TcpStream, handler: Arc<impl Handler>) {
         // An answer is one packet, and nothing follows it that it could wait for.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
         let activity = Arc::new(Activity::new(Instant::now()));
         let service = service_fn(|request| {
+            let start = Instant::now();
             activity.busy();
-            let answer = handler(request);
-            let activity = &activity;
+            let (handler, activity) = (&handler, &activity);
+            let deadline = start + self.request_timeout;
             async move {
-                let answer = answer.await;
+                let answer = answer(handler.as_ref(), request, start, deadline, activity).await;
                 activity.idle(Instant::now());
-                answer
+                Ok::<_, Infallible>(answer)
             }
         });
         let io = TokioIo::new(Watched::new(stream, activity.clone()));
-        let mut connection = pin!(
-            http1::Builder::new()
-                .max_buf_size(MAX_HEAD_BYTES)
-                .serve_connection(io, service)
-        );
+        let mut connection = http1::Builder::new()
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(io, service);
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told = false;
         loop {
             tokio::select! {
                 biased;
-                result = connection.as_mut() => {
+                result = &mut connection => {
                     if let Err(error) = result {
                         tracing::debug!(%error, "a connection ended with an error");
+                    }
+                    if activity.leaves_unread() {
+                        linger::discard(&connection.into_parts().io.into_inner().into_stream()).await;
                     }
                     break;
                 }
                 () = self.ending.cancelled(), if !told => {
                     told = true;
-                    connection.as_mut().graceful_shutdown();
+                    std::pin::Pin::new(&mut connection).graceful_shutdown();
                 }
                 _ = check.tick() => match activity.stalled(Instant::now()) {
                     None => {}
                     Some(Stalled::Idle) if !told => {
                         told = true;
-                        connection.as_mut().graceful_shutdown();
+                        std::pin::Pin::new(&mut connection).graceful_shutdown();
                     }
                     // What is no request yet is owed no answer, and who reads no answer is not waited for.
                     Some(_) => break,
@@ -197,10 +211,35 @@ impl Connection {
     }
 }
 
-/// Tells a client that there are too many; what does not fit into the socket at once is not worth waiting for.
-fn refuse(stream: &TcpStream) {
+/// Answers a request, and leaves nothing of its body behind that would break the connection under the answer.
+async fn answer(
+    handler: &impl Handler,
+    request: Request<Incoming>,
+    start: Instant,
+    deadline: Instant,
+    activity: &Activity,
+) -> Answer {
+    let (head, mut body) = Inbound::split(request);
+    let mut answer = handler.answer(&head, &mut body, start).await;
+    if !body.drain(deadline.into()).await {
+        activity.leave_unread();
+        close_after(&mut answer);
+    }
+    answer
+}
+
+/// Tells a client that there are too many. What does not fit into the new socket is not worth waiting for.
+fn refuse(stream: TcpStream, refused: &TaskTracker) {
     let problem =
         Problem::new(ProblemKind::Overloaded, "too many connections are open").retry_after(FULL_RETRY_AFTER);
-    // A client that cannot be told is refused all the same.
-    let _ = stream.try_write(&problem.into_closing_bytes());
+    // Not through tokio: whether it knows of a new socket that there is room depends on its release.
+    let socket = SockRef::from(&stream);
+    let told = socket
+        .send(&problem.into_closing_bytes())
+        .and_then(|_| socket.shutdown(net::Shutdown::Write));
+    if let Err(error) = told {
+        tracing::debug!(%error, "failed to tell a client that there are too many connections");
+    } else if refused.len() < MAX_REFUSED {
+        refused.spawn(async move { linger::discard(&stream).await });
+    }
 }

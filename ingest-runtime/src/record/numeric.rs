@@ -97,9 +97,6 @@ impl<'a> Decimal<'a> {
         for index in first..=last {
             if group_of(index) != group {
                 out.extend_from_slice(&value.to_be_bytes());
-                for _ in group_of(index) + 1..group {
-                    out.extend_from_slice(&0_i16.to_be_bytes());
-                }
                 (group, value) = (group_of(index), 0);
             }
             let power = (self.point - 1 - index).rem_euclid(GROUP) as u32;
