@@ -38,6 +38,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
 else
   own_cluster=
   build_images
+  say "Building the cluster's program, and beside it those of the images (progress: target/images.log)"
   cargo build -q --workspace --bin cluster --locked
   cluster=$PWD/target/debug/cluster
   kubectl() { "$cluster" kubectl -- "$@"; }
