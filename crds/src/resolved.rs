@@ -37,7 +37,8 @@ pub const DEFAULT_MEMORY_REQUEST: &str = "160Mi";
 /// Default of `ingest.resources.limits.memory`.
 pub const DEFAULT_MEMORY_LIMIT: &str = "512Mi";
 
-/// A spec in which nothing is left out and nothing contradicts.
+/// A spec in which nothing is left out and nothing contradicts. Stored, and read by later releases: a new field, here and
+/// below, has a serde default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedSpec {
