@@ -355,6 +355,15 @@ mod tests {
         ResolvedSpec::resolve(&spec).map_err(|invalid| invalid.iter().map(ToString::to_string).collect())
     }
 
+    /// As 0.1.0 stored it; no later release may fail to read it.
+    #[test]
+    fn reads_what_an_earlier_release_accepted() {
+        let stored = include_str!("../tests/formats/resolved-0.1.0.json");
+        let spec: ResolvedSpec = serde_json::from_str(stored).unwrap();
+        assert_eq!(spec.records[0].columns[1].name, "total_price");
+        assert_eq!(spec.ingest.timeout, DEFAULT_TIMEOUT);
+    }
+
     #[test]
     fn fills_in_what_is_left_out() {
         let spec = resolve(
