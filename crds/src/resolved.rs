@@ -37,7 +37,8 @@ pub const DEFAULT_MEMORY_REQUEST: &str = "160Mi";
 /// Default of `ingest.resources.limits.memory`.
 pub const DEFAULT_MEMORY_LIMIT: &str = "512Mi";
 
-/// A spec in which nothing is left out and nothing contradicts.
+/// A spec in which nothing is left out and nothing contradicts. Stored, and read by later releases: a new field, here and
+/// below, has a serde default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ResolvedSpec {
@@ -352,6 +353,15 @@ mod tests {
     fn resolve(yaml: &str) -> Result<ResolvedSpec, Vec<String>> {
         let spec: IngestionPipelineSpec = serde_yaml::from_str(yaml).unwrap();
         ResolvedSpec::resolve(&spec).map_err(|invalid| invalid.iter().map(ToString::to_string).collect())
+    }
+
+    /// As 0.1.0 stored it; no later release may fail to read it.
+    #[test]
+    fn reads_what_an_earlier_release_accepted() {
+        let stored = include_str!("../tests/formats/resolved-0.1.0.json");
+        let spec: ResolvedSpec = serde_json::from_str(stored).unwrap();
+        assert_eq!(spec.records[0].columns[1].name, "total_price");
+        assert_eq!(spec.ingest.timeout, DEFAULT_TIMEOUT);
     }
 
     #[test]

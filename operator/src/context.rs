@@ -18,6 +18,7 @@ use crate::{
     metrics::Metrics,
     pipeline::Pipeline,
     pod_state::PodStates,
+    reconcile::accept::InUse,
     watch::Stores,
 };
 
@@ -47,6 +48,7 @@ pub struct Context {
     /// Counts.
     pub metrics: Metrics,
     failures: Mutex<HashMap<ObjectRef<Pipeline>, u32>>,
+    in_use: Mutex<HashMap<String, InUse>>,
 }
 
 impl Context {
@@ -69,6 +71,7 @@ impl Context {
             leadership,
             metrics,
             failures: Mutex::default(),
+            in_use: Mutex::default(),
             client,
         }
     }
@@ -82,6 +85,29 @@ impl Context {
             .min(LONGEST_PAUSE);
         *count += 1;
         pause
+    }
+
+    /// What the pipeline with this uid was put to use with last: surer than any record, which anybody may delete and
+    /// of which the watch may not have told yet.
+    pub fn last_in_use(&self, uid: &str) -> Option<InUse> {
+        let in_use = self.in_use.lock().unwrap_or_else(PoisonError::into_inner);
+        in_use.get(uid).cloned()
+    }
+
+    /// A spec is put to use.
+    pub fn remember_in_use(&self, uid: &str, in_use: &InUse) {
+        self.in_use
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(uid.to_owned(), in_use.clone());
+    }
+
+    /// A pipeline is gone.
+    pub fn forget_in_use(&self, uid: &str) {
+        self.in_use
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
     }
 
     /// A pass of a pipeline went well, or the pipeline is gone.

@@ -29,9 +29,10 @@ use crate::{
     kube_api::{apply::RequestError, events::publish_changes},
     pipeline::Pipeline,
     reconcile::{
-        Problem,
+        Problem, STEP_TIMEOUT,
         accept::{Acceptance, accept},
         apply::{Outcome, apply},
+        in_time,
         observe::{Observed, observe},
         status::{Facts, add_obstacle, compute_status},
     },
@@ -41,8 +42,6 @@ use crate::{
 const CONCURRENCY: u16 = 16;
 /// Changes come in bursts: an apply is followed by the watch events of what it wrote.
 const DEBOUNCE: Duration = Duration::from_millis(100);
-/// The client repeats requests by itself, up to minutes; a step that takes longer than this is tried anew.
-const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 /// After an object changed under a pass.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -118,30 +117,22 @@ async fn change_children(
 ) -> Result<(), Problem> {
     let observed = in_time("observing", observe(context, pipeline)).await?;
     let observed = findings.observed.insert(observed);
-    let acceptance = in_time("accepting the spec", accept(context, pipeline, observed)).await?;
+    let acceptance = accept(context, pipeline, observed).await?;
     let acceptance = findings.acceptance.insert(acceptance);
     let outcome = match &acceptance.in_use {
         Some(in_use) => in_time("applying", apply(context, observed, in_use)).await?,
-        None => Outcome::default(),
+        None => Outcome::leave(observed),
     };
     findings.outcome = Some(outcome);
     Ok(())
 }
 
-async fn in_time<T>(step: &str, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
-    timeout(STEP_TIMEOUT, work).await.unwrap_or_else(|_| {
-        Err(Problem {
-            reason: Reason::ApiError,
-            message: format!("{step} took longer than {} s", STEP_TIMEOUT.as_secs()),
-            kind: String::new(),
-        })
-    })
-}
-
 impl Findings {
     fn first_problem(&self) -> Option<&Problem> {
+        let refusal = self.acceptance.iter().flat_map(|it| &it.refusal);
+        let to_repeat = refusal.filter(|problem| !problem.needs_edit());
         let problems = self.outcome.iter().flat_map(|outcome| &outcome.problems);
-        self.obstacle.iter().chain(problems).next()
+        self.obstacle.iter().chain(to_repeat).chain(problems).next()
     }
 
     fn compute_status(&self, pipeline: &Pipeline, now: Timestamp) -> IngestionPipelineStatus {

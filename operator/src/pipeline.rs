@@ -10,8 +10,9 @@ use nomnom_crds::{
     IngestionPipeline, IngestionPipelineSpec, IngestionPipelineStatus, runtime::config::PipelineIdentity,
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::Value;
 
-/// A pipeline whose spec or status may be unreadable.
+/// A pipeline whose spec, or parts of whose status, may be unreadable.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Pipeline {
     /// Name, uid, generation, annotations.
@@ -20,7 +21,7 @@ pub struct Pipeline {
     pub spec: Readable<IngestionPipelineSpec>,
     /// What the operator said last.
     #[serde(default)]
-    status: Option<Readable<IngestionPipelineStatus>>,
+    status: Value,
 }
 
 /// A part of an object, or why it cannot be read.
@@ -29,7 +30,7 @@ pub struct Readable<T>(pub Result<T, String>);
 
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Readable<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
+        let value = Value::deserialize(deserializer)?;
         Ok(Self(
             serde_json::from_value(value).map_err(|error| error.to_string()),
         ))
@@ -53,13 +54,28 @@ impl Pipeline {
         self.metadata.generation.unwrap_or_default()
     }
 
-    /// What was said last; nothing where it cannot be read.
+    /// What was said last. Each field is read on its own: what another release wrote into one takes from this one neither
+    /// the conditions nor the fingerprint that guards the receipt key.
     #[must_use]
     pub fn status(&self) -> IngestionPipelineStatus {
-        match &self.status {
-            Some(Readable(Ok(status))) => status.clone(),
-            _ => IngestionPipelineStatus::default(),
+        let conditions: Vec<Value> = self.said("conditions").unwrap_or_default();
+        IngestionPipelineStatus {
+            observed_generation: self.said("observedGeneration"),
+            conditions: conditions
+                .into_iter()
+                .filter_map(|condition| serde_json::from_value(condition).ok())
+                .collect(),
+            mode: self.said("mode"),
+            url: self.said("url"),
+            ingest: self.said("ingest"),
+            resolved: self.said("resolved"),
+            receipt_key_fingerprint: self.said("receiptKeyFingerprint"),
         }
+    }
+
+    /// A field of the status; nothing where this release cannot read it.
+    fn said<T: DeserializeOwned>(&self, field: &str) -> Option<T> {
+        T::deserialize(self.status.get(field)?).ok()
     }
 
     /// The value of an annotation.
@@ -113,5 +129,33 @@ mod tests {
         assert_eq!(pipeline.generation(), 3);
         assert_eq!(pipeline.status().observed_generation, Some(2));
         assert!(pipeline.spec.0.unwrap_err().contains("Sideways"));
+    }
+
+    #[test]
+    fn a_status_of_another_release_keeps_what_this_one_can_read() {
+        let former: Value = serde_json::from_str(include_str!("../tests/formats/status-0.1.0.json")).unwrap();
+        let read = |status: &Value| {
+            let pipeline: Pipeline =
+                serde_json::from_value(serde_json::json!({"metadata": {}, "spec": {}, "status": status}))
+                    .unwrap();
+            pipeline.status()
+        };
+        let status = read(&former);
+        assert_eq!(serde_json::json!(status), former);
+        let mut other = former.clone();
+        other["mode"] = "Sideways".into();
+        other["resolved"] = serde_json::json!({"queue": {}});
+        other["ingest"]["replicas"] = "2".into();
+        other["conditions"][0] = serde_json::json!({"type": "Ready", "certainty": 1});
+        assert_eq!(
+            read(&other),
+            IngestionPipelineStatus {
+                mode: None,
+                resolved: None,
+                ingest: None,
+                conditions: status.conditions[1..].to_vec(),
+                ..status
+            }
+        );
     }
 }

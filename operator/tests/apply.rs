@@ -82,3 +82,36 @@ async fn nobody_takes_what_another_one_made_meanwhile() {
         assert_eq!(object.annotations().len(), 1);
     }
 }
+
+/// The watch is behind: it still tells of an object in whose place another one is.
+#[tokio::test]
+async fn what_took_the_place_of_the_observed_object_is_not_touched() {
+    let plane = ControlPlane::start().await.unwrap();
+    let mut rival = Rival::new(&plane, "one");
+    rival.owner.reference.controller = Some(true);
+    let config_maps: Api<ConfigMap> = Api::namespaced(plane.client(), "default");
+    let mut wanted = rival.wanted("replaced");
+    wanted.metadata.owner_references = Some(vec![rival.owner.reference.clone()]);
+    let Applied::Sent(observed) = rival.applier.apply(&rival.owner, None, &wanted).await.unwrap() else {
+        panic!("not created");
+    };
+    let delete = kube::api::DeleteParams::default();
+    config_maps.delete("replaced", &delete).await.unwrap();
+    let anew = config_maps
+        .create(&kube::api::PostParams::default(), &wanted)
+        .await
+        .unwrap();
+    wanted.data = None;
+    let seen = Some(&observed.metadata);
+    let applied = rival.applier.apply(&rival.owner, seen, &wanted).await.unwrap();
+    assert!(matches!(applied, Applied::Moved), "{applied:?}");
+    rival.applier.check(&rival.owner, seen, &wanted).await.unwrap();
+    let mut stale = observed.metadata.clone();
+    stale.resource_version = None;
+    let (client, labels) = (plane.client(), BTreeMap::default());
+    operator::kube_api::adopt::adopt::<ConfigMap>(client, &rival.owner, &stale, &labels)
+        .await
+        .unwrap();
+    let now = config_maps.get("replaced").await.unwrap();
+    assert_eq!(now.resource_version(), anew.resource_version());
+}

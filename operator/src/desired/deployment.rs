@@ -84,6 +84,26 @@ pub fn build(input: &Input<'_>, config_hash: &str) -> Deployment {
     }
 }
 
+/// The hash of the configuration that a Deployment's pods mount.
+#[must_use]
+pub fn config_hash(deployment: &Deployment) -> String {
+    let labels = template_metadata(deployment).and_then(|metadata| metadata.labels.as_ref());
+    let hash = labels.and_then(|labels| labels.get(labels::CONFIG_HASH));
+    hash.cloned().unwrap_or_default()
+}
+
+/// The fingerprint of the receipt key that a Deployment's pods are started with.
+#[must_use]
+pub fn key_fingerprint(deployment: &Deployment) -> Option<String> {
+    let annotations = template_metadata(deployment)?.annotations.as_ref()?;
+    let fingerprint = annotations.get(labels::RECEIPT_KEY_FINGERPRINT)?;
+    (!fingerprint.is_empty()).then(|| fingerprint.clone())
+}
+
+fn template_metadata(deployment: &Deployment) -> Option<&ObjectMeta> {
+    deployment.spec.as_ref()?.template.metadata.as_ref()
+}
+
 fn pod(input: &Input<'_>, config_hash: &str) -> PodSpec {
     let name = &input.pipeline.name;
     let timeout = input.spec.ingest.timeout.as_std();

@@ -10,7 +10,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::{apply::RequestError, ownership::Owner};
+use super::{
+    apply::{RequestError, is_of_another_uid},
+    ownership::Owner,
+};
 
 /// Gives the object that was observed an owner and its labels; nothing else of it changes. An object that is gone or
 /// changed is no error: the next look decides anew.
@@ -41,7 +44,9 @@ where
         .await
     {
         Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) || is_of_another_uid(&status) => {
+            Ok(())
+        }
         Err(error) => Err(RequestError::new::<K>("adopt", &owner.namespace, name, error)),
     }
 }

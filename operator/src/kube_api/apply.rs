@@ -365,7 +365,16 @@ fn with_uid<K: Serialize>(desired: &K, uid: Option<&str>) -> Value {
 }
 
 fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == StatusCode::CONFLICT.as_u16())
+    matches!(error, kube::Error::Api(status) if status.code == StatusCode::CONFLICT.as_u16() || is_of_another_uid(status))
+}
+
+/// The uid that was seen is a precondition: where another object took the place, the API server calls it a change of an
+/// immutable field (422), and a conflict only where there is none.
+#[must_use]
+pub fn is_of_another_uid(answer: &Status) -> bool {
+    let causes = answer.details.iter().flat_map(|details| &details.causes);
+    answer.code == StatusCode::UNPROCESSABLE_ENTITY.as_u16()
+        && causes.into_iter().any(|cause| cause.field == "metadata.uid")
 }
 
 fn failed<K: Resource<DynamicType = ()>>(

@@ -1,7 +1,7 @@
 //! Makes the children what they should be: identity, configuration, the accepted spec, the Service, the pods, their
 //! number; then deletes what is no longer wanted.
 //!
-//! A foreign object is a [`Problem`] and stops only what depends on it: pods that would mount somebody else's object or
+//! The spec is recorded before any pod is made from it. A foreign object is a [`Problem`] and stops only what depends on it: pods that would mount somebody else's object or
 //! run under somebody else's identity are not started, and those that run are left alone.
 
 use k8s_openapi::{
@@ -43,12 +43,32 @@ pub struct Outcome {
     pub deployment: Option<Deployment>,
     /// The hash of the configuration in use.
     pub config_hash: String,
+    /// The name of the ControllerRevision whose spec the pods are rendered from, where there is one.
+    pub revision: Option<String>,
     /// The fingerprint of the receipt key, where it is known.
     pub receipt_key_fingerprint: Option<String>,
     /// What was not done, and why.
     pub problems: Vec<Problem>,
     /// Whether an object changed under the pass, which is to be repeated soon.
     pub has_moved: bool,
+}
+
+impl Outcome {
+    /// Nothing was done, for want of a spec: what was in use is what there is.
+    #[must_use]
+    pub fn leave(observed: &Observed) -> Self {
+        let in_use = observed.status.ingest.as_ref();
+        let deployment = in_use.and_then(|_| observed.own_deployment());
+        Self {
+            config_hash: deployment
+                .map(desired::deployment::config_hash)
+                .unwrap_or_default(),
+            deployment: deployment.cloned(),
+            revision: in_use.map(|ingest| ingest.revision.clone()),
+            receipt_key_fingerprint: observed.known_key.clone(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Makes the children what the spec in use asks for.
@@ -58,7 +78,8 @@ pub async fn apply(context: &Context, observed: &Observed, in_use: &InUse) -> Re
         observed,
         outcome: Outcome {
             deployment: observed.deployment.clone(),
-            receipt_key_fingerprint: observed.status.receipt_key_fingerprint.clone(),
+            revision: observed.status.ingest.as_ref().map(|it| it.revision.clone()),
+            receipt_key_fingerprint: observed.known_key.clone(),
             ..Outcome::default()
         },
     };
@@ -71,7 +92,7 @@ pub async fn apply(context: &Context, observed: &Observed, in_use: &InUse) -> Re
         receipt_key_fingerprint: fingerprint.as_deref().unwrap_or_default(),
     };
     let desired = desired::build(&input).map_err(|error| unwritable(&error))?;
-    Box::pin(pass.apply_all(&desired, fingerprint.is_some())).await;
+    Box::pin(pass.apply_all(in_use, &desired, fingerprint.is_some())).await;
     Ok(pass.outcome)
 }
 
@@ -95,19 +116,25 @@ impl Pass<'_> {
         }
     }
 
-    async fn apply_all(&mut self, desired: &Desired, has_key: bool) {
+    async fn apply_all(&mut self, in_use: &InUse, desired: &Desired, has_key: bool) {
         let observed = self.observed;
         self.outcome.config_hash.clone_from(&desired.config_hash);
         let config_map = by_name(&observed.config_maps, desired.config_map.metadata.name.as_deref());
         let revision = by_name(&observed.revisions, desired.revision.metadata.name.as_deref());
         let is_mountable = self.child(config_map, &desired.config_map).await.is_ok();
         let is_recorded = self.child(revision, &desired.revision).await.is_ok();
+        // No pods without a record: after the next edit, it alone tells what they were made from.
+        if is_recorded {
+            self.context.remember_in_use(&observed.identity.uid, in_use);
+            self.outcome.revision = Some(in_use.revision.clone());
+        }
+        let is_in_use = self.outcome.revision.as_ref() == Some(&in_use.revision);
         let has_identity = self
             .child(observed.service_account.as_ref(), &desired.service_account)
             .await
             .is_ok();
         let _ = self.child(observed.service.as_ref(), &desired.service).await;
-        if has_key && is_mountable && has_identity {
+        if has_key && is_mountable && has_identity && is_in_use {
             self.pods(desired).await;
         }
         if is_recorded && self.outcome.problems.is_empty() && !self.outcome.has_moved {

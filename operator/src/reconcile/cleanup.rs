@@ -48,6 +48,7 @@ pub async fn run(context: Arc<Context>, deleted: UnboundedReceiver<Arc<Pipeline>
 async fn clean_up(context: &Context, identity: PipelineIdentity) {
     let (namespace, name) = (identity.namespace.as_str(), identity.name.as_str());
     context.clear_failures(&ObjectRef::new(name).within(namespace));
+    context.forget_in_use(&identity.uid);
     let prefix = format!("{name}-");
     context
         .applier

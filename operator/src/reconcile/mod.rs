@@ -1,5 +1,5 @@
-//! The steps of a reconcile, in their order: observe (all reads), validate, apply (with the receipt key before it, and
-//! scale and prune after it), status. What goes wrong on the way is a [`Problem`] that the status tells, and ends
+//! The steps of a reconcile, in their order: observe (reads), accept (which spec is in use), apply (with the receipt key
+//! before it, and scale and prune after it), status. What goes wrong on the way is a [`Problem`] that the status tells, and ends
 //! neither the pass nor what runs.
 
 pub mod accept;
@@ -11,9 +11,15 @@ pub mod scale;
 pub mod status;
 pub mod validate;
 
+use std::time::Duration;
+
 use nomnom_crds::condition::Reason;
+use tokio::time::timeout;
 
 use crate::kube_api::apply::RequestError;
+
+/// The client repeats requests by itself, up to minutes; a step that takes longer than this is tried anew.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why something that was to be done was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +52,12 @@ impl From<RequestError> for Problem {
 }
 
 impl Problem {
+    /// Whether nothing but another spec helps, where this is why the written one was refused.
+    #[must_use]
+    pub fn needs_edit(&self) -> bool {
+        matches!(self.reason, Reason::InvalidSpec | Reason::ChildRejected)
+    }
+
     /// A child's name is taken.
     #[must_use]
     pub fn foreign(kind: &str, namespace: &str, name: &str, whose: &str) -> Self {
@@ -57,4 +69,15 @@ impl Problem {
             kind: kind.to_owned(),
         }
     }
+}
+
+/// Work that is given up where it takes too long.
+pub async fn in_time<T>(step: &str, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    timeout(STEP_TIMEOUT, work).await.unwrap_or_else(|_| {
+        Err(Problem {
+            reason: Reason::ApiError,
+            message: format!("{step} took longer than {} s", STEP_TIMEOUT.as_secs()),
+            kind: String::new(),
+        })
+    })
 }

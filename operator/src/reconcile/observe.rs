@@ -22,7 +22,7 @@ use nomnom_crds::{
 use super::{Problem, receipt::ObservedKey};
 use crate::{
     context::Context,
-    desired::{labels, metadata, names},
+    desired::{deployment::key_fingerprint, labels, metadata, names},
     kube_api::{apply::RequestError, ownership::Owner},
     pipeline::Pipeline,
     pod_state::is_ready,
@@ -41,6 +41,8 @@ pub struct Observed {
     pub status: IngestionPipelineStatus,
     /// The receipt key.
     pub key: ObservedKey,
+    /// The fingerprint of the key that message ids are made with, where there are any.
+    pub known_key: Option<String>,
     /// The fingerprint of a lost key that the admin lets go.
     pub replaceable_key: Option<String>,
     /// Our ConfigMaps.
@@ -79,8 +81,9 @@ pub async fn observe(context: &Context, pipeline: &Pipeline) -> Result<Observed,
     let owner = metadata::owner(&identity);
     let deployment_name = names::deployment(&identity.name);
     let deployment_key = ObjectRef::new(&deployment_name).within(&identity.namespace);
-    Ok(Observed {
+    let mut observed = Observed {
         key: observe_key(context, &identity).await?,
+        known_key: None,
         replaceable_key: pipeline
             .annotation(labels::REGENERATE_RECEIPT_KEY)
             .map(str::to_owned),
@@ -105,7 +108,21 @@ pub async fn observe(context: &Context, pipeline: &Pipeline) -> Result<Observed,
         status: pipeline.status(),
         owner,
         identity,
-    })
+    };
+    // The pods are the second witness, where the status lost its word.
+    let of_pods = observed.own_deployment().and_then(key_fingerprint);
+    observed.known_key = observed.status.receipt_key_fingerprint.clone().or(of_pods);
+    Ok(observed)
+}
+
+impl Observed {
+    /// The Deployment, unless it is somebody else's.
+    #[must_use]
+    pub fn own_deployment(&self) -> Option<&Deployment> {
+        self.deployment
+            .as_ref()
+            .filter(|deployment| self.owner.owns(&deployment.metadata))
+    }
 }
 
 /// The one Secret that the operator reads: its own, by its name.

@@ -79,7 +79,7 @@ impl ObservedKey {
     }
 }
 
-/// Decides about the key: `known` is the fingerprint in the status, `replaceable` the one that an admin lets go.
+/// Decides about the key: `known` is the fingerprint that ids were made with, `replaceable` the one that an admin lets go.
 #[must_use]
 pub fn plan_key(known: Option<&str>, replaceable: Option<&str>, observed: &ObservedKey) -> KeyPlan {
     let may_change = known.is_none_or(|known| replaceable == Some(known));
@@ -104,7 +104,7 @@ pub fn plan_key(known: Option<&str>, replaceable: Option<&str>, observed: &Obser
 
 /// Sees to the key, and says its fingerprint.
 pub async fn ensure_key(context: &Context, observed: &Observed) -> Result<String, Problem> {
-    let known = observed.status.receipt_key_fingerprint.as_deref();
+    let known = observed.known_key.as_deref();
     let identity = &observed.identity;
     match plan_key(known, observed.replaceable_key.as_deref(), &observed.key) {
         KeyPlan::Keep(fingerprint) => {

@@ -94,14 +94,19 @@ pub fn compute_status(facts: &Facts<'_>, now: Timestamp) -> IngestionPipelineSta
     IngestionPipelineStatus {
         observed_generation: Some(facts.generation),
         conditions: state_all(&former.conditions, compute_conditions(facts), now),
-        mode: in_use.map(|in_use| in_use.spec.mode),
-        url: in_use.map(|_| names::url(facts.identity)),
-        ingest: in_use.map(|in_use| IngestStatus {
-            revision: in_use.revision.clone(),
-            replicas: in_use.spec.ingest.min_replicas,
+        // Where the spec in use is lost, what was said of it still holds.
+        mode: in_use.map(|in_use| in_use.spec.mode).or(former.mode),
+        url: in_use
+            .map(|_| names::url(facts.identity))
+            .or_else(|| former.url.clone()),
+        ingest: facts.outcome.revision.as_ref().map(|revision| IngestStatus {
+            revision: revision.clone(),
+            replicas: wanted_replicas(facts).unwrap_or_default(),
             ready_replicas: ready_replicas(facts.outcome.deployment.as_ref()),
         }),
-        resolved: in_use.map(|in_use| ResolvedStatus::from(&in_use.spec)),
+        resolved: in_use
+            .map(|in_use| ResolvedStatus::from(&in_use.spec))
+            .or_else(|| former.resolved.clone()),
         receipt_key_fingerprint: key.clone().or_else(|| former.receipt_key_fingerprint.clone()),
     }
 }
@@ -114,7 +119,9 @@ pub fn add_obstacle(
     obstacle: Option<&Problem>,
     now: Timestamp,
 ) -> IngestionPipelineStatus {
-    let (Some(problem), None) = (obstacle, find(&former.conditions, STALLED)) else {
+    let is_stalled = find(&former.conditions, STALLED)
+        .is_some_and(|stalled| stalled.observed_generation >= Some(generation));
+    let (Some(problem), false) = (obstacle, is_stalled) else {
         return former;
     };
     let reconciling =
@@ -122,7 +129,7 @@ pub fn add_obstacle(
     let reconciling = state_all(&former.conditions, vec![reconciling], now);
     former
         .conditions
-        .retain(|condition| condition.type_ != RECONCILING);
+        .retain(|condition| condition.type_ != RECONCILING && condition.type_ != STALLED);
     former.conditions.extend(reconciling);
     former
 }
@@ -134,11 +141,10 @@ fn compute_conditions(facts: &Facts<'_>) -> Vec<Statement> {
     let roll_out = roll_out(facts);
     let ready = ready(facts, &endpoint, &roll_out);
     let generation = facts.generation;
-    let progress = match stalled(facts, &accepted) {
+    let progress = match stalled(facts) {
         Some(stalled) => Some(stalled.about(STALLED, generation)),
-        None => {
-            reconciling(facts, [&roll_out, &endpoint, &database]).map(|it| it.about(RECONCILING, generation))
-        }
+        None => reconciling(facts, [&accepted, &roll_out, &endpoint, &database])
+            .map(|it| it.about(RECONCILING, generation)),
     };
     let mut statements = vec![
         ready.about(READY, served_generation(facts, &roll_out)),
@@ -152,12 +158,11 @@ fn compute_conditions(facts: &Facts<'_>) -> Vec<Statement> {
 
 /// Whether the written spec is the one in use.
 fn accepted(facts: &Facts<'_>) -> Verdict {
-    let refused_child = facts
-        .outcome
-        .problems
-        .iter()
-        .find(|problem| problem.reason == Reason::ChildRejected);
-    match facts.acceptance.refusal.as_ref().or(refused_child) {
+    match &facts.acceptance.refusal {
+        // The API server has not said yet.
+        Some(problem) if problem.reason == Reason::ApiError => {
+            Verdict::new(State::Unknown, problem.reason, &problem.message)
+        }
         Some(problem) => Verdict::new(State::False, problem.reason, &problem.message),
         None => Verdict::new(State::True, Reason::Valid, "the spec is valid"),
     }
@@ -232,7 +237,7 @@ fn endpoint(facts: &Facts<'_>, accepted: &Verdict) -> Verdict {
     if let Some(problem) = problems.first() {
         return Verdict::new(State::False, problem.reason, &problem.message);
     }
-    if facts.acceptance.in_use.is_none() {
+    if facts.acceptance.in_use.is_none() && facts.outcome.revision.is_none() {
         return Verdict::new(State::False, accepted.reason, "no spec was accepted yet");
     }
     let message = match obstacle(facts) {
@@ -244,9 +249,9 @@ fn endpoint(facts: &Facts<'_>, accepted: &Verdict) -> Verdict {
 
 /// Whether every pod that should be there is there, with what the spec in use asks for, and no other.
 fn roll_out(facts: &Facts<'_>) -> Verdict {
-    let is_complete = match (&facts.acceptance.in_use, &facts.outcome.deployment) {
-        (Some(in_use), Some(deployment)) => {
-            is_rolled_out(deployment, in_use.spec.ingest.min_replicas) && facts.outcome.problems.is_empty()
+    let is_complete = match (wanted_replicas(facts), &facts.outcome.deployment) {
+        (Some(replicas), Some(deployment)) => {
+            is_rolled_out(deployment, replicas) && facts.outcome.problems.is_empty()
         }
         _ => false,
     };
@@ -258,6 +263,14 @@ fn roll_out(facts: &Facts<'_>) -> Verdict {
         None => "pods with the newest configuration take over".to_owned(),
     };
     Verdict::new(State::False, Reason::RollingOut, message)
+}
+
+/// How many pods there should be: where the spec in use is lost, as many as there were to be.
+fn wanted_replicas(facts: &Facts<'_>) -> Option<i32> {
+    let in_use = facts.acceptance.in_use.as_ref();
+    in_use
+        .map(|in_use| in_use.spec.ingest.min_replicas)
+        .or_else(|| facts.former.ingest.as_ref().map(|ingest| ingest.replicas))
 }
 
 /// The rule of `kubectl rollout status`.
@@ -305,20 +318,20 @@ fn ready(facts: &Facts<'_>, endpoint: &Verdict, roll_out: &Verdict) -> Verdict {
 /// The generation whose configuration serves: that of the spec in use once it is rolled out, before that the former.
 /// So `kubectl wait --for=condition=Ready` waits for what was applied, although Ready is true meanwhile.
 fn served_generation(facts: &Facts<'_>, roll_out: &Verdict) -> i64 {
-    let in_use = facts.acceptance.in_use.as_ref();
-    let target = in_use.map_or(facts.generation, |in_use| in_use.generation);
+    let target = facts.acceptance.in_use.as_ref().map(|in_use| in_use.generation);
     let former = find(&facts.former.conditions, READY).and_then(|ready| ready.observed_generation);
-    if roll_out.holds() {
-        target
+    let said = if roll_out.holds() {
+        target.or(former)
     } else {
-        former.unwrap_or(target)
-    }
+        former.or(target)
+    };
+    said.unwrap_or(facts.generation)
 }
 
 /// What only an edit of the pipeline mends.
-fn stalled(facts: &Facts<'_>, accepted: &Verdict) -> Option<Verdict> {
-    if accepted.state == State::False {
-        return Some(Verdict::new(State::True, accepted.reason, &accepted.message));
+fn stalled(facts: &Facts<'_>) -> Option<Verdict> {
+    if let Some(refusal) = facts.acceptance.refusal.as_ref().filter(|it| it.needs_edit()) {
+        return Some(Verdict::new(State::True, refusal.reason, &refusal.message));
     }
     let lost = facts
         .outcome
@@ -329,7 +342,7 @@ fn stalled(facts: &Facts<'_>, accepted: &Verdict) -> Option<Verdict> {
 }
 
 /// What is under way, or waited for: the first of what keeps the pipeline from being as the spec says.
-fn reconciling(facts: &Facts<'_>, wanted: [&Verdict; 3]) -> Option<Verdict> {
+fn reconciling(facts: &Facts<'_>, wanted: [&Verdict; 4]) -> Option<Verdict> {
     if let Some(problem) = facts.outcome.problems.first() {
         return Some(Verdict::new(State::True, problem.reason, &problem.message));
     }

@@ -86,6 +86,7 @@ impl Scene {
                 deployment: Some(deployment(3, 3)),
                 config_hash: "new".into(),
                 receipt_key_fingerprint: Some("f".into()),
+                revision: Some("orders-abc".into()),
                 ..Outcome::default()
             },
             pods: vec![pod("new", DatabaseReason::Connected, "")],
@@ -281,17 +282,60 @@ fn says_what_is_known() {
             Some("Stalled=True/InvalidSpec@5"),
         ),
         (
-            "a child that the API server refuses",
+            "a policy forbids the edit",
+            Scene::new().served(4).with(refuse).with(|it| {
+                it.acceptance.refusal = Some(problem(Reason::Forbidden, "Deployment"));
+            }),
+            [
+                "True/Serving@4",
+                "False/Forbidden@5",
+                "True/Connected@5",
+                "True/PodsReady@5",
+            ],
+            Some("Reconciling=True/Forbidden@5"),
+        ),
+        (
+            "the API server does not say whether it takes the edit",
+            Scene::new().served(4).with(refuse).with(|it| {
+                it.acceptance.refusal = Some(problem(Reason::ApiError, "Deployment"));
+            }),
+            [
+                "True/Serving@4",
+                "Unknown/ApiError@5",
+                "True/Connected@5",
+                "True/PodsReady@5",
+            ],
+            Some("Reconciling=True/ApiError@5"),
+        ),
+        (
+            "a bad edit, and the spec in use is lost",
+            Scene::new()
+                .with(|it| it.former = it.compute())
+                .served(4)
+                .with(|it| {
+                    it.acceptance.refusal = Some(problem(Reason::InvalidSpec, ""));
+                    it.acceptance.in_use = None;
+                }),
+            [
+                "True/Serving@4",
+                "False/InvalidSpec@5",
+                "True/Connected@5",
+                "True/PodsReady@5",
+            ],
+            Some("Stalled=True/InvalidSpec@5"),
+        ),
+        (
+            "an accepted child that the API server refuses",
             Scene::new()
                 .served(4)
                 .with(fail(Reason::ChildRejected, "Deployment")),
             [
                 "True/RollingOut@4",
-                "False/ChildRejected@5",
+                "True/Valid@5",
                 "True/Connected@5",
                 "True/PodsReady@5",
             ],
-            Some("Stalled=True/ChildRejected@5"),
+            Some("Reconciling=True/ChildRejected@5"),
         ),
         (
             "the receipt key is gone",
@@ -384,4 +428,25 @@ fn an_obstacle_changes_nothing_else() {
         add_obstacle(status.clone(), 6, Some(&obstacle), Timestamp::UNIX_EPOCH),
         status
     );
+}
+
+/// What an older spec was stalled by is not what is in the way of this one.
+#[test]
+fn an_obstacle_replaces_what_an_older_spec_was_stalled_by() {
+    let stalled = Scene::new()
+        .with(|it| it.acceptance.refusal = Some(problem(Reason::InvalidSpec, "")))
+        .compute();
+    let obstacle = problem(Reason::ApiError, "Secret");
+    let at = |generation| {
+        add_obstacle(
+            stalled.clone(),
+            generation,
+            Some(&obstacle),
+            Timestamp::UNIX_EPOCH,
+        )
+    };
+    assert_eq!(at(5), stalled);
+    let newer = at(6);
+    assert_eq!(find(&newer.conditions, STALLED), None);
+    assert_eq!(find(&newer.conditions, RECONCILING).unwrap().reason, "ApiError");
 }
