@@ -37,6 +37,11 @@ pub const DEFAULT_MEMORY_REQUEST: &str = "160Mi";
 /// Default of `ingest.resources.limits.memory`.
 pub const DEFAULT_MEMORY_LIMIT: &str = "512Mi";
 
+/// Less than this, and a pod with its connections does not start reliably.
+const MIN_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
+/// Columns that every table of PostgreSQL has.
+const SYSTEM_COLUMNS: [&str; 6] = ["tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+
 /// A spec in which nothing is left out and nothing contradicts. Stored, and read by later releases: a new field, here and
 /// below, has a serde default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,6 +246,13 @@ fn resolve_columns(
     let mut resolved = Vec::with_capacity(columns.len());
     for (index, column) in columns.iter().enumerate() {
         let path = format!("{path}.columns[{index}]");
+        if SYSTEM_COLUMNS.contains(&column.name.as_str()) {
+            let problem = format!(
+                "{:?} is a column that PostgreSQL has in every table: choose another name",
+                column.name
+            );
+            refuse(invalid, format!("{path}.name"), problem);
+        }
         if !names.insert(column.name.to_lowercase()) {
             refuse(
                 invalid,
@@ -307,6 +319,15 @@ fn check_memory(max_body_bytes: u32, limit: Option<&Quantity>, invalid: &mut Vec
     let Some((limit, amount)) = limit.and_then(|limit| Some((limit, limit.to_number()?))) else {
         return;
     };
+    #[expect(clippy::cast_precision_loss, reason = "64 MiB")]
+    if amount < MIN_MEMORY_BYTES as f64 {
+        let problem = format!(
+            "{} is too little for a pod to start: write at least 64Mi",
+            limit.0
+        );
+        refuse(invalid, "spec.ingest.resources.limits.memory", problem);
+        return;
+    }
     let needed = needed_memory_bytes(max_body_bytes);
     #[expect(clippy::cast_precision_loss, reason = "a GiB at most")]
     if max_body_bytes > DEFAULT_MAX_BODY_BYTES && needed as f64 > amount {
@@ -325,9 +346,11 @@ fn check_memory(max_body_bytes: u32, limit: Option<&Quantity>, invalid: &mut Vec
 fn resolve_resources(spec: Option<&ResourcesSpec>) -> (ResourceAmounts, ResourceAmounts) {
     let requests = spec.and_then(|resources| resources.requests.clone());
     let limits = spec.and_then(|resources| resources.limits.clone());
+    let written = limits.clone().unwrap_or_default();
+    // A request above a limit is refused; a default never is the reason.
     let default_requests = || ResourceAmounts {
-        cpu: Some(Quantity::from(DEFAULT_CPU_REQUEST)),
-        memory: Some(Quantity::from(DEFAULT_MEMORY_REQUEST)),
+        cpu: Some(at_most(DEFAULT_CPU_REQUEST, written.cpu.as_ref())),
+        memory: Some(at_most(DEFAULT_MEMORY_REQUEST, written.memory.as_ref())),
     };
     let default_limits = || ResourceAmounts {
         cpu: None,
@@ -337,6 +360,14 @@ fn resolve_resources(spec: Option<&ResourcesSpec>) -> (ResourceAmounts, Resource
         requests.unwrap_or_else(default_requests),
         limits.unwrap_or_else(default_limits),
     )
+}
+
+fn at_most(default: &str, limit: Option<&Quantity>) -> Quantity {
+    let default = Quantity::from(default);
+    match limit {
+        Some(limit) if limit.to_number() < default.to_number() => limit.clone(),
+        _ => default,
+    }
 }
 
 fn refuse(invalid: &mut Vec<InvalidField>, path: impl Into<String>, problem: impl Into<String>) {
@@ -409,6 +440,42 @@ mod tests {
         sized(67_108_864, "{memory: 0.8Gi}").unwrap_err();
         sized(67_108_864, "{cpu: 1}").unwrap();
         sized(1_048_576, "{memory: 64Mi}").unwrap();
+        assert_eq!(
+            sized(1_048_576, "{memory: 512}").unwrap_err(),
+            [
+                "spec.ingest.resources.limits.memory: 512 is too little for a pod to start: write at least 64Mi"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_default_request_is_never_above_a_written_limit() {
+        let requests = |limits: &str| {
+            let spec = resolve(&format!(
+                "{{database: {{urlSecretRef: {{name: db}}}}, ingest: {{resources: {{limits: {limits}}}}}, \
+                 records: [{{table: t, columns: [{{name: a, type: text}}]}}]}}"
+            ));
+            let requests = spec.unwrap().ingest.requests;
+            [requests.cpu, requests.memory].map(|quantity| quantity.unwrap().0)
+        };
+        assert_eq!(requests("{cpu: 50m, memory: 128Mi}"), ["50m", "128Mi"]);
+        assert_eq!(
+            requests("{cpu: 2, memory: 1Gi}"),
+            [DEFAULT_CPU_REQUEST, DEFAULT_MEMORY_REQUEST]
+        );
+        assert_eq!(requests("{}"), [DEFAULT_CPU_REQUEST, DEFAULT_MEMORY_REQUEST]);
+    }
+
+    #[test]
+    fn columns_of_postgresql_itself_are_refused() {
+        let problems = resolve(
+            "{database: {urlSecretRef: {name: db}}, records: [{table: t, columns: [{name: ctid, type: text}]}]}",
+        )
+        .unwrap_err();
+        assert!(
+            problems[0].starts_with("spec.records[0].columns[0].name: \"ctid\" is a column"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -11,13 +11,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, Parser, Subcommand};
 use nomnom_crds::{
     duration,
     runtime::{
         ADMIN_PORT, CONFIG_DIRECTORY, CONFIG_FILE, DATABASE_DIRECTORY, DATABASE_URL_FILE, HTTP_PORT,
-        RECEIPT_DIRECTORY, RECEIPT_KEY_FILE, RuntimeConfig, content_hash,
+        RECEIPT_DIRECTORY, RECEIPT_KEY_FILE, RECEIPT_KEY_FINGERPRINT_VARIABLE, RuntimeConfig, content_hash,
     },
 };
 
@@ -54,6 +54,9 @@ pub struct ServeOptions {
     /// The file of the key of the message ids, 32 bytes
     #[arg(long, env = "NOMNOM_RECEIPT_KEY_FILE", default_value_os_t = path(RECEIPT_DIRECTORY, RECEIPT_KEY_FILE))]
     pub receipt_key_file: PathBuf,
+    /// The fingerprint that this key must have; not compared where left out or empty
+    #[arg(long, env = RECEIPT_KEY_FINGERPRINT_VARIABLE)]
+    pub receipt_key_fingerprint: Option<String>,
     /// Where records are taken
     #[arg(long, env = "NOMNOM_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], HTTP_PORT)))]
     pub listen: SocketAddr,
@@ -103,11 +106,18 @@ impl ServeOptions {
                 self.receipt_key_file.display()
             )
         })?;
-        let receipt_key_fingerprint = content_hash(&key);
         let receipt_key = <[u8; KEY_BYTES]>::try_from(key).map_err(|key| {
             let (path, length) = (self.receipt_key_file.display(), key.len());
             anyhow!("the receipt key {path} has {length} bytes, but must have {KEY_BYTES}")
         })?;
+        let receipt_key_fingerprint = content_hash(&receipt_key);
+        let expected = self.receipt_key_fingerprint.as_deref().unwrap_or_default();
+        // With another key, ids that were given out would be called forged.
+        ensure!(
+            expected.is_empty() || expected == receipt_key_fingerprint,
+            "the receipt key has the fingerprint {receipt_key_fingerprint}, but message ids of this pipeline were made \
+             with {expected}: bring the former Secret back"
+        );
         Ok(Loaded {
             config: Arc::new(config),
             config_hash: content_hash(&json),

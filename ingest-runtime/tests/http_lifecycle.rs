@@ -236,6 +236,10 @@ fn unusable_files_end_the_program_with_what_is_wrong() {
             "has 5 bytes, but must have 32",
         ),
         (
+            |directory| std::fs::write(directory.join("key"), [8; 32]).unwrap(),
+            "bring the former Secret back",
+        ),
+        (
             |directory| std::fs::remove_file(directory.join("key")).unwrap(),
             "failed to read the receipt key",
         ),

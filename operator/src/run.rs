@@ -32,12 +32,11 @@ pub async fn run(config: Config, client: Client, stop: impl Future<Output = ()>)
         .with_context(|| format!("failed to listen at {}", config.admin_address))?;
     tasks.spawn(admin::serve(listener, metrics.clone(), readiness.clone()));
     let candidate = candidate(&config, &client)?;
-    // A stand-by is ready to take over.
-    readiness.set(true);
     tokio::pin!(stop);
     if let Some(candidate) = &candidate {
         tokio::select! {
-            () = candidate.acquire() => {}
+            // A stand-by is ready to take over once it has seen the lease.
+            () = candidate.acquire(|| readiness.set(true)) => {}
             () = &mut stop => return Ok(()),
             ended = first_to_end(&mut tasks) => return ended,
         }

@@ -128,7 +128,8 @@ async fn children_come_and_heal_and_then_nothing_is_written() {
     })
     .await;
     bed.wait_for_object::<Deployment>("orders-ingest", |it| {
-        replicas(it) == Some(2) && it.labels().contains_key("app.kubernetes.io/managed-by")
+        let is_paused = it.spec.as_ref().and_then(|spec| spec.paused).unwrap_or_default();
+        replicas(it) == Some(2) && !is_paused && it.labels().contains_key("app.kubernetes.io/managed-by")
     })
     .await;
     bed.wait_for_quiet().await;

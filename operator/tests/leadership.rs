@@ -35,7 +35,7 @@ async fn one_leads_and_the_other_follows() {
     let plane = ControlPlane::start().await.unwrap();
     let (first, second) = (candidate(&plane, "first"), candidate(&plane, "second"));
     assert!(!first.leadership().is_fresh());
-    timeout(DEADLINE, first.acquire()).await.unwrap();
+    timeout(DEADLINE, first.acquire(|| ())).await.unwrap();
     assert!(first.leadership().is_fresh());
 
     // While the first renews, the second waits, although the time in the lease is long ago.
@@ -47,12 +47,12 @@ async fn one_leads_and_the_other_follows() {
         .unwrap();
     tokio::select! {
         lost = first.hold() => panic!("{lost}"),
-        () = second.acquire() => panic!("two leaders"),
+        () = second.acquire(|| ()) => panic!("two leaders"),
         () = tokio::time::sleep(DURATION * 3) => {}
     }
 
     // Once it does not, the second takes over, and the first knows.
-    timeout(DEADLINE, second.acquire()).await.unwrap();
+    timeout(DEADLINE, second.acquire(|| ())).await.unwrap();
     assert_eq!(holder(&plane).await.as_deref(), Some("second"));
     assert!(!first.leadership().is_fresh());
     timeout(DEADLINE, first.hold()).await.unwrap();
@@ -60,7 +60,7 @@ async fn one_leads_and_the_other_follows() {
     // A lease that is given up is free at once.
     second.release().await.unwrap();
     assert_eq!(holder(&plane).await, None);
-    timeout(DEADLINE, first.acquire()).await.unwrap();
+    timeout(DEADLINE, first.acquire(|| ())).await.unwrap();
     assert!(first.leadership().is_fresh());
 
     // Without an API server the leader ends before anybody else could be one.

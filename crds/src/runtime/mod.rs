@@ -27,6 +27,8 @@ pub const DATABASE_URL_FILE: &str = "url";
 pub const RECEIPT_DIRECTORY: &str = "/etc/nomnom/receipt";
 /// The file of the receipt key in [`RECEIPT_DIRECTORY`], 32 bytes; the key of the Secret.
 pub const RECEIPT_KEY_FILE: &str = "key";
+/// The variable with the fingerprint that the receipt key must have.
+pub const RECEIPT_KEY_FINGERPRINT_VARIABLE: &str = "NOMNOM_RECEIPT_KEY_FINGERPRINT";
 
 /// The hash that names a ConfigMap, a ControllerRevision or a key without giving it away: the first 64 bits
 /// of SHA-256, as 16 hex digits.

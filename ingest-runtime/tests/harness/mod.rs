@@ -16,7 +16,10 @@ use std::{
 use e2e::Postgres;
 use nomnom_crds::{
     IngestionPipeline, ResolvedSpec,
-    runtime::{INGEST_PATH, RuntimeConfig, RuntimeState, config::PipelineIdentity},
+    runtime::{
+        INGEST_PATH, RECEIPT_KEY_FINGERPRINT_VARIABLE, RuntimeConfig, RuntimeState, config::PipelineIdentity,
+        content_hash,
+    },
 };
 use serde_json::Value;
 use tokio::{
@@ -83,6 +86,7 @@ pub fn command(directory: &Path, config: &RuntimeConfig, database_url: Option<&s
             "--admin-listen=127.0.0.1:0",
             "--drain-delay=1s",
         ])
+        .env(RECEIPT_KEY_FINGERPRINT_VARIABLE, content_hash(&[7; 32]))
         .stderr(Stdio::piped());
     command
 }

@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
-            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, HTTPGetAction, KeyToPath,
+            Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction, KeyToPath,
             PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
             SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
         },
@@ -18,10 +18,10 @@ use k8s_openapi::{
     },
 };
 use nomnom_crds::{
-    resolved::{ResolvedDatabase, ResolvedIngest},
+    resolved::ResolvedDatabase,
     runtime::{
         ADMIN_PORT, CONFIG_DIRECTORY, CONFIG_FILE, DATABASE_DIRECTORY, DATABASE_URL_FILE, HTTP_PORT,
-        RECEIPT_DIRECTORY, RECEIPT_KEY_FILE,
+        RECEIPT_DIRECTORY, RECEIPT_KEY_FILE, RECEIPT_KEY_FINGERPRINT_VARIABLE,
     },
     spec::ResourceAmounts,
 };
@@ -65,6 +65,8 @@ pub fn build(input: &Input<'_>, config_hash: &str) -> Deployment {
                     max_unavailable: Some(IntOrString::Int(0)),
                 }),
             }),
+            // Said although it is the default: what is not in an apply stays as somebody else set it.
+            paused: Some(false),
             revision_history_limit: Some(REVISION_HISTORY),
             progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
             template: PodTemplateSpec {
@@ -125,7 +127,7 @@ fn pod(input: &Input<'_>, config_hash: &str) -> PodSpec {
             }),
             ..PodSecurityContext::default()
         }),
-        containers: vec![container(input.runtime_image, &input.spec.ingest)],
+        containers: vec![container(input)],
         volumes: Some(volumes(name, config_hash, &input.spec.database)),
         topology_spread_constraints: Some(vec![
             spread(name, "kubernetes.io/hostname"),
@@ -135,7 +137,8 @@ fn pod(input: &Input<'_>, config_hash: &str) -> PodSpec {
     }
 }
 
-fn container(image: &str, ingest: &ResolvedIngest) -> Container {
+fn container(input: &Input<'_>) -> Container {
+    let ingest = &input.spec.ingest;
     let port = |name: &str, number: u16| ContainerPort {
         name: Some(name.to_owned()),
         container_port: number.into(),
@@ -150,9 +153,15 @@ fn container(image: &str, ingest: &ResolvedIngest) -> Container {
     };
     Container {
         name: CONTAINER.to_owned(),
-        image: Some(image.to_owned()),
+        image: Some(input.runtime_image.to_owned()),
         image_pull_policy: Some("IfNotPresent".to_owned()),
         args: Some(vec!["serve".to_owned()]),
+        // A pod that mounts another key than the pipeline's does not start.
+        env: Some(vec![EnvVar {
+            name: RECEIPT_KEY_FINGERPRINT_VARIABLE.to_owned(),
+            value: Some(input.receipt_key_fingerprint.to_owned()),
+            value_from: None,
+        }]),
         ports: Some(vec![
             port(HTTP_PORT_NAME, HTTP_PORT),
             port(ADMIN_PORT_NAME, ADMIN_PORT),

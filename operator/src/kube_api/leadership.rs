@@ -93,17 +93,20 @@ impl Candidate {
         self.leadership.clone()
     }
 
-    /// Waits until this process is the leader.
-    pub async fn acquire(&self) {
+    /// Waits until this process is the leader; calls `looked` each time that the API server has answered.
+    pub async fn acquire(&self, looked: impl Fn()) {
         let mut seen: Option<(String, Instant)> = None;
         loop {
-            match self.try_acquire(&mut seen).await {
-                Ok(true) => {
+            // An answer that never comes must not be waited for: nobody would lead. A claim that was written all the
+            // same is seen at the next look.
+            match timeout(self.duration / 4, self.try_acquire(&mut seen)).await {
+                Ok(Ok(true)) => {
                     info!(lease = self.name, identity = self.identity, "acquired the lease");
                     return;
                 }
-                Ok(false) => {}
-                Err(error) => warn!(lease = self.name, %error, "failed to ask for the lease"),
+                Ok(Ok(false)) => looked(),
+                Ok(Err(error)) => warn!(lease = self.name, %error, "failed to ask for the lease"),
+                Err(_) => warn!(lease = self.name, "asking for the lease took too long"),
             }
             // Four looks in one duration, as often as the holder renews and once more.
             sleep(self.duration / 4).await;

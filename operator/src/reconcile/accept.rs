@@ -119,6 +119,8 @@ async fn check(context: &Context, observed: &Observed, in_use: &InUse) -> Result
         .map(|deployment| &deployment.metadata);
     applier.check(owner, None, &desired.config_map).await?;
     applier.check(owner, None, &desired.revision).await?;
+    applier.check(owner, None, &desired.service_account).await?;
+    applier.check(owner, None, &desired.service).await?;
     applier.check(owner, deployment, &desired.deployment).await?;
     Ok(())
 }

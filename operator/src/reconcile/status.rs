@@ -217,13 +217,14 @@ fn worst<'a>(pods: impl Iterator<Item = &'a ObservedPod>) -> Option<Verdict> {
 fn endpoint(facts: &Facts<'_>, accepted: &Verdict) -> Verdict {
     let problems = &facts.outcome.problems;
     let is_lost = |problem: &&Problem| problem.reason == Reason::ReceiptKeyLost;
-    let is_taken = |problem: &&Problem| {
-        problem.reason == Reason::ForeignObject && matches!(problem.kind.as_str(), "Service" | "Deployment")
+    // Without a Service, pods that are ready take no records; a Deployment of somebody else has other pods.
+    let is_without = |problem: &&Problem| {
+        problem.kind == "Service" || problem.reason == Reason::ForeignObject && problem.kind == "Deployment"
     };
     if let Some(problem) = problems
         .iter()
         .find(is_lost)
-        .or_else(|| problems.iter().find(is_taken))
+        .or_else(|| problems.iter().find(is_without))
     {
         return Verdict::new(State::False, problem.reason, &problem.message);
     }
@@ -290,11 +291,14 @@ fn is_rolled_out(deployment: &Deployment, replicas: i32) -> bool {
 fn obstacle(facts: &Facts<'_>) -> Option<String> {
     let deployment = facts.outcome.deployment.as_ref();
     let conditions = deployment.and_then(|deployment| deployment.status.as_ref()?.conditions.as_deref());
-    let refused = conditions
+    let is_stuck = |type_: &str, status: &str| {
+        type_ == "ReplicaFailure" && status == "True" || type_ == "Progressing" && status == "False"
+    };
+    let stuck = conditions
         .into_iter()
         .flatten()
-        .find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True");
-    refused
+        .find(|condition| is_stuck(&condition.type_, &condition.status));
+    stuck
         .and_then(|condition| condition.message.clone())
         .or_else(|| facts.pods.iter().filter_map(|pod| pod.waits_for.clone()).min())
 }

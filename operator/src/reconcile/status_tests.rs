@@ -360,6 +360,17 @@ fn says_what_is_known() {
             Some("Reconciling=True/ForeignObject@5"),
         ),
         (
+            "a quota without room for a Service",
+            Scene::new().served(5).with(fail(Reason::Forbidden, "Service")),
+            [
+                "False/Forbidden@5",
+                "True/Valid@5",
+                "True/Connected@5",
+                "False/Forbidden@5",
+            ],
+            Some("Reconciling=True/Forbidden@5"),
+        ),
+        (
             "no right for a ServiceAccount",
             Scene::new()
                 .served(4)
