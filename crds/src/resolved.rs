@@ -346,15 +346,18 @@ fn check_memory(max_body_bytes: u32, limit: Option<&Quantity>, invalid: &mut Vec
 fn resolve_resources(spec: Option<&ResourcesSpec>) -> (ResourceAmounts, ResourceAmounts) {
     let requests = spec.and_then(|resources| resources.requests.clone());
     let limits = spec.and_then(|resources| resources.limits.clone());
-    let written = limits.clone().unwrap_or_default();
     // A request above a limit is refused; a default never is the reason.
+    let (written, asked) = (
+        limits.clone().unwrap_or_default(),
+        requests.clone().unwrap_or_default(),
+    );
     let default_requests = || ResourceAmounts {
         cpu: Some(at_most(DEFAULT_CPU_REQUEST, written.cpu.as_ref())),
         memory: Some(at_most(DEFAULT_MEMORY_REQUEST, written.memory.as_ref())),
     };
     let default_limits = || ResourceAmounts {
         cpu: None,
-        memory: Some(Quantity::from(DEFAULT_MEMORY_LIMIT)),
+        memory: Some(at_least(DEFAULT_MEMORY_LIMIT, asked.memory.as_ref())),
     };
     (
         requests.unwrap_or_else(default_requests),
@@ -366,6 +369,14 @@ fn at_most(default: &str, limit: Option<&Quantity>) -> Quantity {
     let default = Quantity::from(default);
     match limit {
         Some(limit) if limit.to_number() < default.to_number() => limit.clone(),
+        _ => default,
+    }
+}
+
+fn at_least(default: &str, request: Option<&Quantity>) -> Quantity {
+    let default = Quantity::from(default);
+    match request {
+        Some(request) if request.to_number() > default.to_number() => request.clone(),
         _ => default,
     }
 }
@@ -449,15 +460,23 @@ mod tests {
     }
 
     #[test]
-    fn a_default_request_is_never_above_a_written_limit() {
-        let requests = |limits: &str| {
+    fn a_default_request_is_never_above_a_limit() {
+        let resources = |written: String| {
             let spec = resolve(&format!(
-                "{{database: {{urlSecretRef: {{name: db}}}}, ingest: {{resources: {{limits: {limits}}}}}, \
+                "{{database: {{urlSecretRef: {{name: db}}}}, ingest: {{resources: {written}}}, \
                  records: [{{table: t, columns: [{{name: a, type: text}}]}}]}}"
             ));
-            let requests = spec.unwrap().ingest.requests;
+            spec.unwrap().ingest
+        };
+        let requests = |limits: &str| {
+            let requests = resources(format!("{{limits: {limits}}}")).requests;
             [requests.cpu, requests.memory].map(|quantity| quantity.unwrap().0)
         };
+        let limit = |request: &str| {
+            let limits = resources(format!("{{requests: {{memory: {request}}}}}")).limits;
+            limits.memory.unwrap().0
+        };
+        assert_eq!([limit("1Gi"), limit("64Mi")], ["1Gi", DEFAULT_MEMORY_LIMIT]);
         assert_eq!(requests("{cpu: 50m, memory: 128Mi}"), ["50m", "128Mi"]);
         assert_eq!(
             requests("{cpu: 2, memory: 1Gi}"),

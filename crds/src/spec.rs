@@ -219,8 +219,8 @@ pub struct IngestAutoscalingSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestLimitsSpec {
-    /// The largest body in bytes, 1,024 to 67,108,864 (64 MiB); a larger one is answered 413.
-    /// Default: 1048576 (1 MiB).
+    /// The largest body in bytes, 1,024 to 67,108,864 (64 MiB); a larger one is answered 413. Above 1 MiB, the memory
+    /// limit must be at least 192Mi and ten times this. Default: 1048576 (1 MiB).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 67_108_864))]
     pub max_body_bytes: Option<i64>,

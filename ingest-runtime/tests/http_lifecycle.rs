@@ -218,7 +218,7 @@ async fn starts_in_a_second_and_is_small_when_idle() {
 #[test]
 fn unusable_files_end_the_program_with_what_is_wrong() {
     type Spoil = fn(&std::path::Path);
-    let cases: [(Spoil, &str); 5] = [
+    let cases: [(Spoil, &str); 6] = [
         (
             |directory| std::fs::remove_file(directory.join("pipeline.json")).unwrap(),
             "failed to read the configuration",

@@ -131,7 +131,7 @@ fn lost(identity: &PipelineIdentity, known: &str, what: &str) -> Problem {
         message: format!(
             "Secret {}/{secret} {what}, but message ids were made with the key of fingerprint {known}: restore that Secret, \
              or annotate this pipeline with {REGENERATE_RECEIPT_KEY}={known} to use another key, after which earlier \
-             message ids are unknown. Pods that run keep serving; no other pods are started meanwhile",
+             message ids are unknown. Pods that run keep serving; none starts with another key",
             identity.namespace
         ),
         kind: "Secret".to_owned(),

@@ -259,11 +259,36 @@ fn roll_out(facts: &Facts<'_>) -> Verdict {
     if is_complete && !facts.outcome.has_moved {
         return Verdict::new(State::True, Reason::Serving, "records are accepted and stored");
     }
-    let message = match obstacle(facts) {
-        Some(obstacle) => format!("pods with the newest configuration take over: {obstacle}"),
-        None => "pods with the newest configuration take over".to_owned(),
+    let (reason, what) = match missing_pods(facts) {
+        Some(what) => (Reason::PodsNotReady, what),
+        None => (
+            Reason::RollingOut,
+            "pods with the newest configuration take over".to_owned(),
+        ),
     };
-    Verdict::new(State::False, Reason::RollingOut, message)
+    let message = match obstacle(facts) {
+        Some(obstacle) => format!("{what}: {obstacle}"),
+        None => what,
+    };
+    Verdict::new(State::False, reason, message)
+}
+
+/// Where all pods are of the newest configuration, and some of them are away: that is no roll-out.
+fn missing_pods(facts: &Facts<'_>) -> Option<String> {
+    let (wanted, deployment) = (wanted_replicas(facts)?, facts.outcome.deployment.as_ref()?);
+    let status = deployment.status.as_ref().filter(|_| is_up_to_date(deployment))?;
+    let available = status.available_replicas.unwrap_or_default();
+    let all = status.updated_replicas == Some(wanted) && status.replicas == Some(wanted);
+    (all && available < wanted).then(|| format!("{available} of {wanted} pods are ready"))
+}
+
+/// Whether the Deployment's controller has seen its newest spec.
+fn is_up_to_date(deployment: &Deployment) -> bool {
+    let seen = deployment
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_generation);
+    seen >= deployment.metadata.generation
 }
 
 /// How many pods there should be: where the spec in use is lost, as many as there were to be.
@@ -281,7 +306,7 @@ fn is_rolled_out(deployment: &Deployment, replicas: i32) -> bool {
     };
     let wanted = Some(replicas);
     deployment.spec.as_ref().and_then(|spec| spec.replicas) == wanted
-        && status.observed_generation >= deployment.metadata.generation
+        && is_up_to_date(deployment)
         && status.updated_replicas == wanted
         && status.replicas == wanted
         && status.available_replicas == wanted
@@ -315,7 +340,13 @@ fn ready(facts: &Facts<'_>, endpoint: &Verdict, roll_out: &Verdict) -> Verdict {
             "no pod has said yet whether it stores records",
         ),
         Some(database) if !database.holds() => database,
-        Some(_) => Verdict::new(State::True, roll_out.reason, "records are accepted and stored"),
+        Some(_) => {
+            let reason = match roll_out.reason {
+                Reason::PodsNotReady => Reason::Serving,
+                reason => reason,
+            };
+            Verdict::new(State::True, reason, "records are accepted and stored")
+        }
     }
 }
 

@@ -189,6 +189,19 @@ fn says_what_is_known() {
             Some("Reconciling=True/RollingOut@5"),
         ),
         (
+            "a pod that is away for a while",
+            Scene::new()
+                .served(5)
+                .with(|it| it.outcome.deployment = Some(deployment(3, 2))),
+            [
+                "True/Serving@5",
+                "True/Valid@5",
+                "True/Connected@5",
+                "True/PodsReady@5",
+            ],
+            Some("Reconciling=True/PodsNotReady@5"),
+        ),
+        (
             "only old pods have spoken",
             Scene::new()
                 .served(4)
