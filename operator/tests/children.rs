@@ -65,6 +65,11 @@ async fn patch<K: Child>(bed: &Bed, name: &str, patch: Value) -> K {
         .unwrap()
 }
 
+fn is_paused(deployment: &Deployment) -> bool {
+    let spec = deployment.spec.as_ref();
+    spec.and_then(|spec| spec.paused).unwrap_or_default()
+}
+
 /// Deletes an object and waits for another one in its place.
 async fn delete_and_wait<K: Child>(bed: &Bed, name: &str) {
     let former = bed.api::<K>().get(name).await.unwrap();
@@ -128,8 +133,7 @@ async fn children_come_and_heal_and_then_nothing_is_written() {
     })
     .await;
     bed.wait_for_object::<Deployment>("orders-ingest", |it| {
-        let is_paused = it.spec.as_ref().and_then(|spec| spec.paused).unwrap_or_default();
-        replicas(it) == Some(2) && !is_paused && it.labels().contains_key("app.kubernetes.io/managed-by")
+        replicas(it) == Some(2) && !is_paused(it) && it.labels().contains_key("app.kubernetes.io/managed-by")
     })
     .await;
     bed.wait_for_quiet().await;
