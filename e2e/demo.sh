@@ -93,8 +93,9 @@ else
   forward=$!
   trap 'kill $forward' EXIT
   endpoint=http://127.0.0.1:18080
-  for _ in $(seq 50); do curl -s -o /dev/null "$endpoint" && break || sleep 0.2; done
 fi
+# A node's proxy learns of a pod a moment after it is ready.
+for _ in $(seq 50); do inside curl -s -o /dev/null "$endpoint" && break || sleep 0.2; done
 post() {
   printf "$ curl -H 'content-type: text/plain' --data '%s' %s\n" "$1" http://orders.shop.svc:8080/api/ingest/message
   answer=$(inside curl -sS -w '\n%{http_code}' -H 'content-type: text/plain' --data-raw "$1" "$endpoint/api/ingest/message")
