@@ -194,8 +194,14 @@ impl<'a> Pipeline<'a> {
     }
 
     /// Waits as a user would.
+    /// The node's proxy learns of a pod a moment after it is ready.
     pub fn wait_until_ready(&self) {
         self.wait_for("Ready");
+        let address = self.address("orders");
+        eventually(PATIENCE, "the endpoint can be reached", || {
+            let address = address.clone();
+            self.bed.run(async move { reqwest::get(address).await.is_ok() })
+        });
     }
 
     /// Waits for a condition in the form of `kubectl wait`: `Ready`, `DatabaseReady=False`.
