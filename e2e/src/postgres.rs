@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -82,7 +82,10 @@ impl Postgres {
         // The directory itself belongs to root; its data does not.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         prepare_data(&directory.path().join("data"))?;
-        let port = options.port.map_or_else(|| free_port(options.address), Ok)?;
+        let port = match options.port {
+            Some(port) => port,
+            None => process::free_ports::<1>(options.address)?[0],
+        };
         let address = SocketAddr::new(options.address, port);
         let mut server = Self {
             directory,
@@ -374,9 +377,4 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         to.display()
     );
     Ok(())
-}
-
-fn free_port(address: IpAddr) -> Result<u16> {
-    let listener = TcpListener::bind((address, 0)).context("failed to find a free port")?;
-    Ok(listener.local_addr()?.port())
 }

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     io,
+    net::{IpAddr, TcpListener},
     process::{Child, Command},
     sync::{
         OnceLock,
@@ -11,6 +12,7 @@ use std::{
     thread,
 };
 
+use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
 type Request = (Command, Sender<io::Result<Child>>);
@@ -76,4 +78,17 @@ pub fn children(id: u32) -> io::Result<Vec<u32>> {
         children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     Ok(children)
+}
+
+/// Ports of `address` that nobody listens on, each another one.
+pub fn free_ports<const COUNT: usize>(address: IpAddr) -> anyhow::Result<[u16; COUNT]> {
+    let mut ports = [0; COUNT];
+    // All are held until the last is found: one that is given back is soon given out again.
+    let mut listeners = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind((address, 0)).context("failed to find a free port")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
 }
