@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -142,6 +142,13 @@ impl Component {
             }
         }
         self.kill(layout)
+    }
+
+    /// Signals all processes of the component; that there is none is an error.
+    pub fn signal(&self, layout: &Layout, signal: Signal) -> Result<()> {
+        let count = marks::signal_component(&layout.directory, self.name, self.program, signal)?;
+        ensure!(count > 0, "{} is not running", self.name);
+        Ok(())
     }
 
     /// Kills the component with all of its processes.
