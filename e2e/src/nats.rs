@@ -174,12 +174,12 @@ impl Nats {
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        Ok(process::freeze(self.id()?)?)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        Ok(process::signal(self.id()?, Signal::CONT)?)
     }
 
     /// Removes all streams while the server is stopped, as a pod that comes back without its volume would.
@@ -188,9 +188,9 @@ impl Nats {
         wipe(&self.store())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let id = self.process.as_ref().context("nats-server is not running")?.id();
-        Ok(process::signal(id, signal)?)
+    fn id(&self) -> Result<u32> {
+        let process = self.process.as_ref().context("nats-server is not running")?;
+        Ok(process.id())
     }
 
     fn end(&mut self, signal: Signal) -> Result<()> {

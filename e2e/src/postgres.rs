@@ -3,7 +3,7 @@
 //! `initdb` runs once and its result is kept in the cache; a server starts from a copy of it.
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -178,19 +178,19 @@ impl Postgres {
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal_all(Signal::STOP)
+        self.for_each_process(process::freeze)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        self.signal_all(Signal::CONT)
+        self.for_each_process(|id| process::signal(id, Signal::CONT))
     }
 
-    fn signal_all(&self, signal: Signal) -> Result<()> {
+    fn for_each_process(&self, call: impl Fn(u32) -> io::Result<()>) -> Result<()> {
         let id = self.process.as_ref().context("PostgreSQL is not running")?.id();
-        process::signal(id, signal)?;
+        call(id)?;
         for child in process::children(id)? {
-            process::signal(child, signal)?;
+            call(child)?;
         }
         Ok(())
     }

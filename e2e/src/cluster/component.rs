@@ -144,10 +144,22 @@ impl Component {
         self.kill(layout)
     }
 
-    /// Signals all processes of the component; that there is none is an error.
-    pub fn signal(&self, layout: &Layout, signal: Signal) -> Result<()> {
-        let count = marks::signal_component(&layout.directory, self.name, self.program, signal)?;
-        ensure!(count > 0, "{} is not running", self.name);
+    /// Freezes all processes of the component: connections stay open, and nothing answers.
+    pub fn pause(&self, layout: &Layout) -> Result<()> {
+        self.for_each_process(layout, crate::process::freeze)
+    }
+
+    /// Lets a frozen component go on.
+    pub fn resume(&self, layout: &Layout) -> Result<()> {
+        self.for_each_process(layout, |id| crate::process::signal(id, Signal::CONT))
+    }
+
+    fn for_each_process(&self, layout: &Layout, call: impl Fn(u32) -> std::io::Result<()>) -> Result<()> {
+        let processes = marks::of_component(&layout.directory, self.name, self.program);
+        ensure!(!processes.is_empty(), "{} is not running", self.name);
+        for process in processes {
+            call(process.pid)?;
+        }
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use rustix::process::Signal;
 
 use super::{
     Cluster,
@@ -56,12 +55,12 @@ impl ClusterNats {
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        NATS.signal(&self.cluster.layout, Signal::STOP)
+        NATS.pause(&self.cluster.layout)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        NATS.signal(&self.cluster.layout, Signal::CONT)
+        NATS.resume(&self.cluster.layout)
     }
 
     /// Removes all streams while the server is stopped, as a pod that comes back without its volume would.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::{
@@ -91,11 +90,11 @@ impl ClusterPostgres {
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        POSTGRES.signal(&self.cluster.layout, Signal::STOP)
+        POSTGRES.pause(&self.cluster.layout)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        POSTGRES.signal(&self.cluster.layout, Signal::CONT)
+        POSTGRES.resume(&self.cluster.layout)
     }
 }
