@@ -39,7 +39,7 @@ test: check test-servers test-cluster ## Everything
 # Always the whole workspace: a part of it would have other features, and its dependencies be built once more.
 TEST := cargo test --workspace --locked
 
-test-servers: rust ## The tests on a real PostgreSQL and on a real API server
+test-servers: rust ## The tests on a real PostgreSQL, nats-server and API server
 	$(TEST) --tests -- --test-threads 4 # most wait more than they compute
 
 test-cluster: images ## The tests on a whole cluster (root, Linux); takes it down in the end

@@ -67,6 +67,15 @@ pub const COREDNS: GoModule = GoModule {
     aliases: &[],
 };
 
+/// The queue that pipelines keep their messages in.
+pub const NATS: GoModule = GoModule {
+    name: "nats",
+    version: "v2.15.2",
+    package: "github.com/nats-io/nats-server/v2",
+    variables: &[],
+    aliases: &["nats-server"],
+};
+
 /// The program of a container that only holds its pod's namespaces.
 pub const PAUSE: GoModule = GoModule {
     name: "pause",

@@ -9,11 +9,13 @@ pub mod debian;
 pub mod image;
 mod kubernetes;
 pub mod ledger;
+pub mod nats;
 pub mod postgres;
 pub mod process;
 
 pub use cluster::Cluster;
 pub use control_plane::ControlPlane;
+pub use nats::Nats;
 pub use postgres::Postgres;
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! `initdb` runs once and its result is kept in the cache; a server starts from a copy of it.
 
 use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -82,7 +82,10 @@ impl Postgres {
         // The directory itself belongs to root; its data does not.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         prepare_data(&directory.path().join("data"))?;
-        let port = options.port.map_or_else(|| free_port(options.address), Ok)?;
+        let port = match options.port {
+            Some(port) => port,
+            None => process::free_ports::<1>(options.address)?[0],
+        };
         let address = SocketAddr::new(options.address, port);
         let mut server = Self {
             directory,
@@ -175,19 +178,19 @@ impl Postgres {
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal_all(Signal::STOP)
+        self.for_each_process(process::freeze)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        self.signal_all(Signal::CONT)
+        self.for_each_process(|id| process::signal(id, Signal::CONT))
     }
 
-    fn signal_all(&self, signal: Signal) -> Result<()> {
+    fn for_each_process(&self, call: impl Fn(u32) -> io::Result<()>) -> Result<()> {
         let id = self.process.as_ref().context("PostgreSQL is not running")?.id();
-        process::signal(id, signal)?;
+        call(id)?;
         for child in process::children(id)? {
-            process::signal(child, signal)?;
+            call(child)?;
         }
         Ok(())
     }
@@ -374,9 +377,4 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         to.display()
     );
     Ok(())
-}
-
-fn free_port(address: IpAddr) -> Result<u16> {
-    let listener = TcpListener::bind((address, 0)).context("failed to find a free port")?;
-    Ok(listener.local_addr()?.port())
 }

@@ -3,14 +3,17 @@
 use std::{
     ffi::OsStr,
     io,
+    net::{IpAddr, TcpListener},
     process::{Child, Command},
     sync::{
         OnceLock,
         mpsc::{self, Sender},
     },
     thread,
+    time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
 type Request = (Command, Sender<io::Result<Child>>);
@@ -68,6 +71,41 @@ pub fn signal(id: u32, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// Freezes the process `id`, and returns when none of its threads runs any more.
+///
+/// The signal alone is no more than the beginning: it takes effect when the kernel has scheduled a thread that
+/// stops the others, and by then a server has answered requests.
+pub fn freeze(id: u32) -> io::Result<()> {
+    /// A thread in the middle of a system call stops when that ends.
+    const TIMEOUT: Duration = Duration::from_secs(10);
+    signal(id, Signal::STOP)?;
+    let start = Instant::now();
+    while any_thread_runs(id) {
+        if start.elapsed() > TIMEOUT {
+            return Err(io::Error::other(format!(
+                "process {id} does not stop within {TIMEOUT:?}"
+            )));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Whether a thread of the process is neither stopped nor at its end.
+fn any_thread_runs(id: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let statuses = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+    statuses
+        .filter_map(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("State:"))?;
+            line.trim().chars().next()
+        })
+        .any(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+}
+
 /// The children of the process `id`, as the kernel lists them now.
 pub fn children(id: u32) -> io::Result<Vec<u32>> {
     let mut children = Vec::new();
@@ -76,4 +114,17 @@ pub fn children(id: u32) -> io::Result<Vec<u32>> {
         children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
     }
     Ok(children)
+}
+
+/// Ports of `address` that nobody listens on, each another one.
+pub fn free_ports<const COUNT: usize>(address: IpAddr) -> anyhow::Result<[u16; COUNT]> {
+    let mut ports = [0; COUNT];
+    // All are held until the last is found: one that is given back is soon given out again.
+    let mut listeners = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind((address, 0)).context("failed to find a free port")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -142,6 +142,25 @@ impl Component {
             }
         }
         self.kill(layout)
+    }
+
+    /// Freezes all processes of the component: connections stay open, and nothing answers.
+    pub fn pause(&self, layout: &Layout) -> Result<()> {
+        self.for_each_process(layout, crate::process::freeze)
+    }
+
+    /// Lets a frozen component go on.
+    pub fn resume(&self, layout: &Layout) -> Result<()> {
+        self.for_each_process(layout, |id| crate::process::signal(id, Signal::CONT))
+    }
+
+    fn for_each_process(&self, layout: &Layout, call: impl Fn(u32) -> std::io::Result<()>) -> Result<()> {
+        let processes = marks::of_component(&layout.directory, self.name, self.program);
+        ensure!(!processes.is_empty(), "{} is not running", self.name);
+        for process in processes {
+            call(process.pid)?;
+        }
+        Ok(())
     }
 
     /// Kills the component with all of its processes.

@@ -9,14 +9,16 @@ use serde_json::{Value, json};
 use super::{
     component::{Component, Invocation, Ready},
     layout::{
-        CGROUP, DNS_ADDRESS, DOMAIN, Layout, NODE, NODE_ADDRESS, POD_NETWORK, POSTGRES_PORT, node_socket,
+        CGROUP, DNS_ADDRESS, DOMAIN, Layout, NATS_MONITORING_PORT, NATS_PORT, NODE, NODE_ADDRESS,
+        POD_NETWORK, POSTGRES_PORT, node_socket,
     },
     volumes,
 };
 use crate::{
-    build::{COREDNS, KUBERNETES},
+    build::{self, COREDNS, KUBERNETES},
     debian::{self, Package},
     kubernetes::flag,
+    nats::{self, SyncInterval},
     postgres,
 };
 
@@ -51,7 +53,7 @@ const fn package(program: &'static str, package: &'static str) -> Package {
     Package { program, package }
 }
 
-/// All programs, in the order in which `status` shows them.
+/// The programs of every cluster, in the order in which `status` shows them.
 pub const COMPONENTS: [&Component; 10] = [
     &Component {
         name: "etcd",
@@ -170,6 +172,26 @@ pub const POSTGRES: Component = Component {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "databases"}});
         let ports = json!([{"name": "postgres", "port": POSTGRES_PORT, "protocol": "TCP"}]);
         [vec![namespace], expose("databases", "postgres", None, &ports)].concat()
+    },
+};
+
+/// An external queue, as pods see it. It is among the programs only of a cluster that was asked for it.
+pub const NATS: Component = Component {
+    name: "nats",
+    program: nats::PROGRAM,
+    after: &[],
+    build: |program| build::NATS.program(program),
+    prepare: prepare_nats,
+    ready: Ready::Http(node(NATS_MONITORING_PORT), nats::READY_PATH),
+    stop: Signal::TERM,
+    objects: || {
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "queues"}});
+        let ports = json!([
+            {"name": "nats", "port": NATS_PORT, "protocol": "TCP"},
+            // KEDA's scaler asks it.
+            {"name": "monitoring", "port": NATS_MONITORING_PORT, "protocol": "TCP"},
+        ]);
+        [vec![namespace], expose("queues", "nats", None, &ports)].concat()
     },
 };
 
@@ -381,6 +403,22 @@ fn prepare_postgres(layout: &Layout) -> Result<Invocation> {
     })
 }
 
+fn prepare_nats(layout: &Layout) -> Result<Invocation> {
+    let options = nats::Options {
+        // As the guide tells users to run theirs: what it acknowledged is on the disk.
+        sync_interval: SyncInterval::Always,
+        ..nats::Options::default()
+    };
+    let configuration = nats::configuration(
+        node_socket(NATS_PORT),
+        node_socket(NATS_MONITORING_PORT),
+        &layout.path(NATS.name),
+        &options,
+    )?;
+    let path = layout.configure("nats.conf", &configuration.to_string())?;
+    Ok(vec!["--config".to_owned(), path].into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -396,5 +434,34 @@ mod tests {
             }
             assert!(seen.insert(component.name));
         }
+    }
+
+    #[test]
+    fn nats_keeps_its_data_among_the_files_of_the_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            directory: directory.path().to_owned(),
+        };
+        let arguments = prepare_nats(&layout).unwrap().arguments;
+        let text = fs::read_to_string(&arguments[1]).unwrap();
+        let expected = json!({
+            "listen": "10.201.0.1:4222",
+            "http": "10.201.0.1:8222",
+            "jetstream": {"store_dir": directory.path().join("nats"), "sync_interval": "always"},
+        });
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+    }
+
+    #[test]
+    fn pods_reach_nats_by_name() {
+        let objects = (NATS.objects)();
+        let kinds: Vec<_> = objects.iter().map(|object| &object["kind"]).collect();
+        assert_eq!(kinds, ["Namespace", "Service", "EndpointSlice"]);
+        assert_eq!(
+            objects[1]["metadata"],
+            json!({"name": "nats", "namespace": "queues"})
+        );
+        assert_eq!(objects[1]["spec"]["ports"][0]["port"], 4222);
+        assert_eq!(objects[2]["endpoints"][0]["addresses"], json!(["10.201.0.1"]));
     }
 }

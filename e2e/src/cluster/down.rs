@@ -77,15 +77,13 @@ pub fn down(options: DownOptions) -> Result<()> {
 pub(super) fn sweep(layout: &Layout, timeout: Duration) -> Result<()> {
     marks::kill_all(&layout.directory, timeout)?;
     cgroups::remove(timeout)?;
-    for stale in ["sandbox-ready", "complete"] {
-        match fs::remove_file(layout.path(stale)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).context("failed to remove the cluster's state");
-            }
-            _ => (),
+    match fs::remove_file(layout.path("sandbox-ready")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("failed to remove the cluster's state");
         }
+        _ => (),
     }
-    Ok(())
+    layout.mark_incomplete()
 }
 
 /// Writes down the kernel's settings, unless that was done before the kubelet could change them.

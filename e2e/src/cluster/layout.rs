@@ -28,8 +28,15 @@ pub const DNS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 10);
 pub const DOMAIN: &str = "cluster.local";
 /// PostgreSQL, on the node's address.
 pub const POSTGRES_PORT: u16 = 5432;
+/// nats-server, on the node's address.
+pub const NATS_PORT: u16 = 4222;
+/// Its monitoring endpoint.
+pub const NATS_MONITORING_PORT: u16 = 8222;
 /// The root of the pods' cgroups, in each hierarchy.
 pub const CGROUP: &str = "nomnom-e2e";
+
+/// The file that is there when the objects of the cluster's programs are.
+const COMPLETE: &str = "complete";
 
 /// The files of one cluster; all of them are below one directory.
 #[derive(Clone, Debug)]
@@ -114,6 +121,27 @@ impl Layout {
         fs::create_dir_all(path.parent().unwrap_or(&self.directory))?;
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
         Ok(path.display().to_string())
+    }
+
+    /// Whether the objects of all of its programs were made.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.path(COMPLETE).exists()
+    }
+
+    /// Remembers that they were.
+    pub fn mark_complete(&self) -> Result<()> {
+        fs::write(self.path(COMPLETE), "").context("failed to write the cluster's state")
+    }
+
+    /// Lets the next `up` make them once more.
+    pub fn mark_incomplete(&self) -> Result<()> {
+        match fs::remove_file(self.path(COMPLETE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("failed to remove the cluster's state")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes all files.

@@ -70,13 +70,12 @@ pub fn sandbox(directory: &Path) -> Option<u32> {
         .map(|process| process.pid)
 }
 
-/// Signals all processes of a component that run `program`, and returns how many there were.
-pub fn signal_component(directory: &Path, component: &str, program: &str, signal: Signal) -> Result<usize> {
-    let processes = of_component(directory, component, program);
-    for process in &processes {
+/// Signals all processes of a component that run `program`.
+pub fn signal_component(directory: &Path, component: &str, program: &str, signal: Signal) -> Result<()> {
+    for process in of_component(directory, component, program) {
         process::signal(process.pid, signal)?;
     }
-    Ok(processes.len())
+    Ok(())
 }
 
 /// Waits until no process of the component runs `program`.
@@ -111,7 +110,9 @@ pub fn kill_all(directory: &Path, timeout: Duration) -> Result<()> {
     }
 }
 
-fn of_component(directory: &Path, component: &str, program: &str) -> Vec<Marked> {
+/// All processes of a component that run `program`.
+#[must_use]
+pub fn of_component(directory: &Path, component: &str, program: &str) -> Vec<Marked> {
     let name = &program[..program.len().min(NAME_LENGTH)];
     let mut processes = processes(directory);
     processes.retain(|process| {

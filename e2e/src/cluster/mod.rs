@@ -10,6 +10,8 @@ mod down;
 mod holder;
 mod layout;
 mod marks;
+mod nats;
+mod optional;
 mod postgres;
 mod sandbox;
 mod status;
@@ -27,10 +29,18 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use kube::Client;
 
-use self::{components::CONTAINERD_SOCKET, holder::Holder, layout::Layout, sandbox::Sandbox};
+use self::{
+    component::Component,
+    components::{CONTAINERD_SOCKET, NATS},
+    holder::Holder,
+    layout::Layout,
+    sandbox::Sandbox,
+};
 pub use self::{
     down::{DownOptions, down},
     layout::{DNS_ADDRESS, NODE, NODE_ADDRESS},
+    nats::ClusterNats,
+    optional::names as optional_components,
     postgres::ClusterPostgres,
     sandbox::COMMAND as FIRST_PROCESS_COMMAND,
     status::status,
@@ -150,10 +160,29 @@ impl Cluster {
         ClusterPostgres::new(self.clone())
     }
 
+    /// The nats-server that pods reach as `nats.queues.svc`, where the cluster was brought up with one.
+    pub fn nats(&self) -> Result<ClusterNats> {
+        ensure!(
+            optional::is_asked_for(&self.layout, &NATS),
+            "the cluster has no {name}: `cluster up --with {name}` gives it one",
+            name = NATS.name
+        );
+        Ok(ClusterNats::new(self.clone()))
+    }
+
+    /// Starts one of the cluster's programs where it does not run, and waits until it is ready.
+    fn start_component(&self, component: &'static Component) -> Result<()> {
+        let Self { layout, sandbox } = self.clone();
+        self.run_blocking(move || {
+            component::start_all(&[component], &layout, &sandbox)?;
+            Ok(())
+        })
+    }
+
     /// The log of one of the cluster's programs.
     pub fn log(&self, component: &str) -> Result<PathBuf> {
         let path = self.layout.log(component);
-        let known: Vec<_> = components::COMPONENTS
+        let known: Vec<_> = optional::components_of(&self.layout)
             .iter()
             .map(|component| component.name)
             .collect();

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::{
-    Cluster, component,
+    Cluster,
     components::POSTGRES,
     layout::{POSTGRES_PORT, node_socket},
-    marks,
 };
 use crate::postgres::{PASSWORD, SUPERUSER};
 
@@ -87,27 +85,16 @@ impl ClusterPostgres {
 
     /// Starts the server again, on its data, and waits until it accepts connections.
     pub fn start(&self) -> Result<()> {
-        let Cluster { layout, sandbox } = self.cluster.clone();
-        self.cluster.run_blocking(move || {
-            component::start_all(&[&POSTGRES], &layout, &sandbox)?;
-            Ok(())
-        })
+        self.cluster.start_component(&POSTGRES)
     }
 
     /// Freezes the server: connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        POSTGRES.pause(&self.cluster.layout)
     }
 
     /// Lets a frozen server go on.
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
-    }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let directory = &self.cluster.layout.directory;
-        let count = marks::signal_component(directory, POSTGRES.name, POSTGRES.program, signal)?;
-        anyhow::ensure!(count > 0, "PostgreSQL is not running");
-        Ok(())
+        POSTGRES.resume(&self.cluster.layout)
     }
 }

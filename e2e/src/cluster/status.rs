@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{
-    Cluster, component::State, components::COMPONENTS, holder::Holder, layout::Layout, marks,
+    Cluster, component::State, holder::Holder, layout::Layout, marks, optional::components_of,
     sandbox::Sandbox,
 };
 
@@ -28,7 +28,7 @@ pub fn status() -> Result<bool> {
     let Cluster { layout, sandbox } = cluster.clone();
     cluster.run_blocking(move || {
         let mut whole = true;
-        for component in COMPONENTS {
+        for component in components_of(&layout) {
             let state = match component.state(&layout, &sandbox) {
                 State::Ready => "ready",
                 State::Running => "running, not ready",

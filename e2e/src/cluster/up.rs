@@ -16,11 +16,13 @@ use serde_json::json;
 
 use super::{
     Cluster, cgroups, component,
-    components::{COMPONENTS, PACKAGES, PAUSE_IMAGE},
+    components::{PACKAGES, PAUSE_IMAGE},
     down,
     holder::{Holder, Lock},
     layout::{DNS_ADDRESS, DOMAIN, Layout, NODE},
-    load_image, run_kubectl,
+    load_image,
+    optional::{self, components_of},
+    run_kubectl,
     sandbox::Sandbox,
 };
 use crate::{
@@ -33,8 +35,10 @@ const NODE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Longest path of a socket, less what components put below the cluster's directory.
 const LONGEST_DIRECTORY: usize = 200;
 
-/// Brings the cluster up, or heals it. For the program `cluster` alone: it starts itself anew as the cluster's first process.
-pub fn up() -> Result<()> {
+/// Brings the cluster up, or heals it, with the optional components called `with` and those that it has already.
+///
+/// For the program `cluster` alone: it starts itself anew as the cluster's first process.
+pub fn up(with: &[String]) -> Result<()> {
     check_machine()?;
     // Before minutes of building, and once more when nobody else can take it.
     check_holder()?;
@@ -42,8 +46,11 @@ pub fn up() -> Result<()> {
     for module in [KUBERNETES, COREDNS, PAUSE] {
         module.build()?;
     }
-    let lock = Lock::acquire()?;
     let layout = Layout::new()?;
+    for component in optional::wanted(&layout, with)? {
+        (component.build)(component.program)?;
+    }
+    let lock = Lock::acquire()?;
     check_holder()?;
     let start = Instant::now();
     let holder = Holder {
@@ -52,17 +59,37 @@ pub fn up() -> Result<()> {
     };
     holder.record(&lock)?;
     let (sandbox, is_new) = enter_or_create(&layout)?;
+    let added = optional::remember(&layout, with)?;
     let cluster = Cluster {
         layout: layout.clone(),
         sandbox: sandbox.clone(),
     };
     let started = cluster.run_blocking(move || start_components(&layout, &sandbox))?;
-    match (is_new, started.as_slice()) {
-        (false, []) => println!("the cluster is up already"),
-        (false, started) => println!("healed {} in {}", started.join(", "), in_words(start.elapsed())),
-        (true, _) => println!("the cluster is up after {}", in_words(start.elapsed())),
-    }
+    println!("{}", summary(is_new, &started, &added, start.elapsed()));
     Ok(())
+}
+
+/// What an `up` tells that started these programs, of which some were new to the cluster.
+fn summary(is_new: bool, started: &[&str], added: &[&str], time: Duration) -> String {
+    let time = in_words(time);
+    let healed: Vec<_> = started
+        .iter()
+        .copied()
+        .filter(|name| !added.contains(name))
+        .collect();
+    match (is_new, healed.as_slice(), added) {
+        (true, _, _) => format!("the cluster is up after {time}"),
+        (false, [], []) => "the cluster is up already".to_owned(),
+        (false, healed, []) => format!("healed {} in {time}", healed.join(", ")),
+        (false, [], added) => format!("added {} in {time}", added.join(", ")),
+        (false, healed, added) => {
+            format!(
+                "healed {} and added {} in {time}",
+                healed.join(", "),
+                added.join(", ")
+            )
+        }
+    }
 }
 
 /// Says who else holds the cluster of this machine.
@@ -114,17 +141,16 @@ fn start_components(layout: &Layout, sandbox: &Sandbox) -> Result<Vec<&'static s
     let path = layout.configure("resolv.conf", &resolver)?;
     // Read by programs that run as anybody.
     fs::set_permissions(path, fs::Permissions::from_mode(0o644))?;
-    let started = component::start_all(&COMPONENTS, layout, sandbox)?;
-    let complete = layout.path("complete");
-    if started.is_empty() && complete.exists() {
+    let started = component::start_all(&components_of(layout), layout, sandbox)?;
+    if started.is_empty() && layout.is_complete() {
         return Ok(started);
     }
-    if !complete.exists() {
+    if !layout.is_complete() {
         load_pause_image(layout, sandbox)?;
         apply_objects(layout, sandbox)?;
     }
     wait_for_node(layout)?;
-    fs::write(complete, "")?;
+    layout.mark_complete()?;
     Ok(started)
 }
 
@@ -141,8 +167,8 @@ fn load_pause_image(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
 }
 
 fn apply_objects(layout: &Layout, sandbox: &Sandbox) -> Result<()> {
-    let items: Vec<_> = COMPONENTS
-        .iter()
+    let items: Vec<_> = components_of(layout)
+        .into_iter()
         .flat_map(|component| (component.objects)())
         .collect();
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
@@ -183,4 +209,27 @@ fn node_is_ready(layout: &Layout) -> Result<bool> {
     Ok(conditions
         .iter()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_was_healed_from_what_was_added() {
+        let say = |is_new, started: &[&str], added: &[&str]| {
+            summary(is_new, started, added, Duration::from_millis(1500))
+        };
+        assert_eq!(
+            say(true, &["etcd", "nats"], &["nats"]),
+            "the cluster is up after 1.5 s"
+        );
+        assert_eq!(say(false, &[], &[]), "the cluster is up already");
+        assert_eq!(say(false, &["nats"], &[]), "healed nats in 1.5 s");
+        assert_eq!(say(false, &["nats"], &["nats"]), "added nats in 1.5 s");
+        assert_eq!(
+            say(false, &["etcd", "nats"], &["nats"]),
+            "healed etcd and added nats in 1.5 s"
+        );
+    }
 }

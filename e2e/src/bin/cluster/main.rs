@@ -3,7 +3,7 @@
 use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 use e2e::{
     cluster::{self, Cluster, DownOptions},
     debian::{self, Package},
@@ -21,7 +21,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Bring the cluster up, or heal it.
-    Up,
+    Up(Up),
     /// Take the cluster down, with all that is in it.
     Down(Down),
     /// Show who holds the cluster, and what its programs are doing.
@@ -45,6 +45,18 @@ enum Command {
     FirstProcess { directory: PathBuf },
     #[command(name = cluster::PROVISION_VOLUMES_COMMAND, hide = true)]
     ProvisionVolumes { kubeconfig: PathBuf },
+}
+
+#[derive(Args)]
+struct Up {
+    /// What the cluster is to have beyond what each has, until it is taken down; a cluster that is up gains it.
+    #[arg(
+        long,
+        value_name = "COMPONENT",
+        value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(cluster::optional_components())
+    )]
+    with: Vec<String>,
 }
 
 #[derive(Args)]
@@ -98,7 +110,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Up => cluster::up()?,
+        Command::Up(up) => cluster::up(&up.with)?,
         Command::Down(down) => cluster::down(DownOptions {
             timeout: Duration::from_secs(down.timeout),
             force: down.force,
@@ -164,4 +176,23 @@ fn print_environment() -> Result<()> {
         "# The addresses in it are those of the cluster's network: enter it with `cluster exec -- bash`."
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Option<Vec<String>> {
+        match Arguments::try_parse_from(line.split(' ')).ok()?.command {
+            Command::Up(up) => Some(up.with),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn brings_up_more_only_where_it_is_asked_for() {
+        assert_eq!(parse("cluster up"), Some(Vec::new()));
+        assert_eq!(parse("cluster up --with nats"), Some(vec!["nats".to_owned()]));
+        assert_eq!(parse("cluster up --with mysql"), None);
+    }
 }
