@@ -13,9 +13,13 @@ pub enum LogFormat {
     Text,
 }
 
+/// Without the NATS client, which calls it an error that a connection stays closed which we closed for good; what
+/// matters of it is told by the queue.
+const DEFAULT_FILTER: &str = "info,async_nats=off";
+
 /// Starts writing logs; once in a process.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
