@@ -6,7 +6,7 @@
 use std::{
     fs,
     fs::File,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -86,7 +86,8 @@ impl ControlPlane {
         let directory = tempfile::Builder::new()
             .prefix("nomnom-control-plane-")
             .tempdir()?;
-        let [api_server, etcd, etcd_peer, controller_manager] = free_addresses()?;
+        let [api_server, etcd, etcd_peer, controller_manager] =
+            process::free_addresses(Ipv4Addr::LOCALHOST.into())?;
         let settings = Settings {
             credentials: directory.path().join("credentials"),
             data: directory.path().join("etcd"),
@@ -272,18 +273,6 @@ async fn is_ready(client: Client) -> bool {
         return false;
     };
     client.request_text(request).await.is_ok()
-}
-
-/// Ports that are free now; held together, so that they differ.
-fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
-    let mut listeners = Vec::new();
-    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
-    for address in &mut addresses {
-        let listener = TcpListener::bind(*address).context("failed to find a free port")?;
-        *address = listener.local_addr()?;
-        listeners.push(listener);
-    }
-    Ok(addresses)
 }
 
 /// A child process with a log; dropped, it is killed.

@@ -94,11 +94,11 @@ impl Nats {
     pub async fn start_with(options: Options) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("nomnom-nats-").tempdir()?;
         let host = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let [client, monitoring] = process::free_ports(host)?;
+        let [address, monitoring] = process::free_addresses(host)?;
         let mut server = Self {
             directory,
-            address: SocketAddr::new(host, client),
-            monitoring: SocketAddr::new(host, monitoring),
+            address,
+            monitoring,
             options,
             process: None,
         };

@@ -82,11 +82,10 @@ impl Postgres {
         // The directory itself belongs to root; its data does not.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         prepare_data(&directory.path().join("data"))?;
-        let port = match options.port {
-            Some(port) => port,
-            None => process::free_ports::<1>(options.address)?[0],
+        let [address] = match options.port {
+            Some(port) => [SocketAddr::new(options.address, port)],
+            None => process::free_addresses(options.address)?,
         };
-        let address = SocketAddr::new(options.address, port);
         let mut server = Self {
             directory,
             address,

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     io,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     process::{Child, Command},
     sync::{
         OnceLock,
@@ -116,15 +116,15 @@ pub fn children(id: u32) -> io::Result<Vec<u32>> {
     Ok(children)
 }
 
-/// Ports of `address` that nobody listens on, each another one.
-pub fn free_ports<const COUNT: usize>(address: IpAddr) -> anyhow::Result<[u16; COUNT]> {
-    let mut ports = [0; COUNT];
+/// Addresses of the host `address` that nobody listens on, each with another port.
+pub fn free_addresses<const COUNT: usize>(address: IpAddr) -> anyhow::Result<[SocketAddr; COUNT]> {
+    let mut addresses = [SocketAddr::new(address, 0); COUNT];
     // All are held until the last is found: one that is given back is soon given out again.
     let mut listeners = Vec::new();
-    for port in &mut ports {
-        let listener = TcpListener::bind((address, 0)).context("failed to find a free port")?;
-        *port = listener.local_addr()?.port();
+    for address in &mut addresses {
+        let listener = TcpListener::bind(*address).context("failed to find a free port")?;
+        *address = listener.local_addr()?;
         listeners.push(listener);
     }
-    Ok(ports)
+    Ok(addresses)
 }

@@ -7,34 +7,19 @@ mod support;
 use std::time::Duration;
 
 use e2e::control_plane::Options;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::{ControllerRevision, Deployment},
-        core::v1::{ConfigMap, Secret, Service, ServiceAccount},
-        events::v1::Event,
-    },
+use k8s_openapi::api::{
+    apps::v1::{ControllerRevision, Deployment},
+    core::v1::{ConfigMap, Secret, Service, ServiceAccount},
+    events::v1::Event,
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use nomnom_crds::IngestionPipeline;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::{Value, json};
-use support::{Bed, NAMESPACE, condition, eventually, example};
-
-trait Child:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug
-{
-}
-impl<K> Child for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug
-{
-}
+use support::{Bed, Child, NAMESPACE, condition, eventually, example};
 
 async fn wait_for_children(bed: &Bed, name: &str) {
     bed.wait_for(name, "Accepted", ("True", "Valid")).await;
@@ -70,17 +55,6 @@ fn is_paused(deployment: &Deployment) -> bool {
     spec.and_then(|spec| spec.paused).unwrap_or_default()
 }
 
-/// Deletes an object and waits for another one in its place.
-async fn delete_and_wait<K: Child>(bed: &Bed, name: &str) {
-    let former = bed.api::<K>().get(name).await.unwrap();
-    bed.api::<K>()
-        .delete(name, &DeleteParams::background())
-        .await
-        .unwrap();
-    bed.wait_for_object::<K>(name, |it| it.uid() != former.uid())
-        .await;
-}
-
 #[tokio::test]
 async fn children_come_and_heal_and_then_nothing_is_written() {
     let bed = Bed::start().await;
@@ -92,11 +66,11 @@ async fn children_come_and_heal_and_then_nothing_is_written() {
 
     let config_map = only::<ConfigMap>(&bed).await.name_any();
     let revision = only::<ControllerRevision>(&bed).await.name_any();
-    delete_and_wait::<ConfigMap>(&bed, &config_map).await;
-    delete_and_wait::<ControllerRevision>(&bed, &revision).await;
-    delete_and_wait::<Service>(&bed, "orders").await;
-    delete_and_wait::<ServiceAccount>(&bed, "orders-ingest").await;
-    delete_and_wait::<Deployment>(&bed, "orders-ingest").await;
+    bed.delete_and_wait::<ConfigMap>(&config_map).await;
+    bed.delete_and_wait::<ControllerRevision>(&revision).await;
+    bed.delete_and_wait::<Service>("orders").await;
+    bed.delete_and_wait::<ServiceAccount>("orders-ingest").await;
+    bed.delete_and_wait::<Deployment>("orders-ingest").await;
     wait_for_children(&bed, "orders").await;
 
     patch::<Service>(
@@ -229,10 +203,10 @@ async fn a_bad_edit_keeps_what_runs_and_heals_it() {
             condition(&pipeline, "Ready").unwrap().observed_generation,
             Some(1)
         );
-        delete_and_wait::<ConfigMap>(&bed, &config_map).await;
+        bed.delete_and_wait::<ConfigMap>(&config_map).await;
         bed.kill_operator().await;
         bed.start_operator().await;
-        delete_and_wait::<Deployment>(&bed, "orders-ingest").await;
+        bed.delete_and_wait::<Deployment>("orders-ingest").await;
         let healed = bed
             .wait_for_object::<Deployment>("orders-ingest", |it| replicas(it) == Some(2))
             .await;
@@ -518,5 +492,5 @@ async fn an_unreadable_pipeline_is_invalid_and_no_more() {
         }
     })
     .await;
-    delete_and_wait::<Deployment>(&bed, "good-ingest").await;
+    bed.delete_and_wait::<Deployment>("good-ingest").await;
 }

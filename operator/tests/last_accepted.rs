@@ -4,34 +4,18 @@
 
 mod support;
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-        apps::v1::{ControllerRevision, Deployment},
-        core::v1::{ConfigMap, PodTemplateSpec, Secret, Service},
-    },
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    apps::v1::{ControllerRevision, Deployment},
+    core::v1::{ConfigMap, PodTemplateSpec, Secret, Service},
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use nomnom_crds::IngestionPipeline;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::{Bed, condition, eventually, example};
-
-trait Child:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug
-{
-}
-impl<K> Child for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug
-{
-}
+use support::{Bed, Child, condition, eventually, example};
 
 /// The example with another timeout, which is another configuration.
 fn with_timeout(timeout: &str) -> Value {
@@ -63,22 +47,6 @@ async fn roll_out(bed: &Bed, timeout: &str) -> String {
 async fn template(bed: &Bed) -> PodTemplateSpec {
     let deployment = bed.api::<Deployment>().get("orders-ingest").await.unwrap();
     deployment.spec.unwrap().template
-}
-
-async fn delete<K: Child>(bed: &Bed, name: &str) -> K {
-    let former = bed.api::<K>().get(name).await.unwrap();
-    bed.api::<K>()
-        .delete(name, &DeleteParams::background())
-        .await
-        .unwrap();
-    former
-}
-
-/// Deletes an object and waits for another one in its place.
-async fn delete_and_wait<K: Child>(bed: &Bed, name: &str) {
-    let former = delete::<K>(bed, name).await;
-    bed.wait_for_object::<K>(name, |it| it.uid() != former.uid())
-        .await;
 }
 
 /// A policy of the cluster, in force when this returns: `refused` is a patch of `name` that it refuses.
@@ -157,9 +125,9 @@ async fn what_a_policy_refuses_leaves_the_last_spec_in_use() {
     assert_eq!(condition(&pipeline, "Reconciling").unwrap().reason, "Forbidden");
     assert_eq!(condition(&pipeline, "Stalled"), None);
 
-    delete_and_wait::<Service>(&bed, "orders").await;
+    bed.delete_and_wait::<Service>("orders").await;
     bed.kill_operator().await;
-    delete::<Deployment>(&bed, "orders-ingest").await;
+    bed.delete::<Deployment>("orders-ingest").await;
     bed.start_operator().await;
     bed.wait_for_object::<Deployment>("orders-ingest", |_| true).await;
     assert_eq!(template(&bed).await, before);
@@ -185,13 +153,13 @@ async fn a_deleted_record_leads_back_to_no_older_spec() {
     // Who has it in mind writes it anew.
     bed.apply(&bad()).await;
     bed.wait_for("orders", "Accepted", ("False", "InvalidSpec")).await;
-    delete_and_wait::<ControllerRevision>(&bed, &second).await;
-    delete_and_wait::<Deployment>(&bed, "orders-ingest").await;
+    bed.delete_and_wait::<ControllerRevision>(&second).await;
+    bed.delete_and_wait::<Deployment>("orders-ingest").await;
     assert_eq!(template(&bed).await, before);
 
     // Who comes anew leaves everything as it is, and says so.
     bed.kill_operator().await;
-    delete::<ControllerRevision>(&bed, &second).await;
+    bed.delete::<ControllerRevision>(&second).await;
     bed.start_operator().await;
     let said = format!("ControllerRevision shop/{second} is gone");
     let pipeline = bed
@@ -232,7 +200,7 @@ async fn pods_wait_until_their_spec_is_recorded() {
     // A bad edit now finds in use what was in use, and heals it.
     bed.apply(&bad()).await;
     bed.wait_for("orders", "Accepted", ("False", "InvalidSpec")).await;
-    delete_and_wait::<Deployment>(&bed, "orders-ingest").await;
+    bed.delete_and_wait::<Deployment>("orders-ingest").await;
     assert_eq!(template(&bed).await, before);
     let pipeline = bed.api::<IngestionPipeline>().get("orders").await.unwrap();
     assert_eq!(pipeline.status.unwrap().ingest.unwrap().revision, second);
@@ -261,7 +229,7 @@ async fn a_status_without_a_fingerprint_replaces_no_key() {
         .await
         .unwrap();
     assert_eq!(pipeline.status.unwrap().receipt_key_fingerprint, None);
-    delete::<Secret>(&bed, "orders-receipt").await;
+    bed.delete::<Secret>("orders-receipt").await;
     bed.start_operator().await;
     bed.wait_for("orders", "Stalled", ("True", "ReceiptKeyLost"))
         .await;

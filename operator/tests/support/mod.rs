@@ -24,7 +24,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use nomnom_crds::IngestionPipeline;
 use operator::Config;
@@ -36,6 +36,16 @@ use tokio::task::JoinHandle;
 pub const NAMESPACE: &str = "shop";
 /// Long enough for a machine that builds something else meanwhile.
 const DEADLINE: Duration = Duration::from_mins(1);
+
+/// A kind that a test looks at.
+pub trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
+impl<K> Child for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug
+{
+}
 
 /// A control plane with nomnom installed.
 pub struct Bed {
@@ -176,10 +186,7 @@ impl Bed {
     }
 
     /// Waits for an object.
-    pub async fn wait_for_object<K>(&self, name: &str, is_met: impl Fn(&K) -> bool) -> K
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-    {
+    pub async fn wait_for_object<K: Child>(&self, name: &str, is_met: impl Fn(&K) -> bool) -> K {
         let api: Api<K> = self.api();
         eventually(&format!("{} {name}", K::kind(&())), || async {
             match api.get_opt(name).await.unwrap() {
@@ -190,11 +197,25 @@ impl Bed {
         .await
     }
 
+    /// Deletes an object, and gives what it was.
+    pub async fn delete<K: Child>(&self, name: &str) -> K {
+        let former = self.api::<K>().get(name).await.unwrap();
+        self.api::<K>()
+            .delete(name, &DeleteParams::background())
+            .await
+            .unwrap();
+        former
+    }
+
+    /// Deletes an object and waits for another one in its place.
+    pub async fn delete_and_wait<K: Child>(&self, name: &str) {
+        let former = self.delete::<K>(name).await;
+        self.wait_for_object::<K>(name, |it| it.uid() != former.uid())
+            .await;
+    }
+
     /// Waits until an object is gone.
-    pub async fn wait_until_gone<K>(&self, name: &str)
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
-    {
+    pub async fn wait_until_gone<K: Child>(&self, name: &str) {
         let api: Api<K> = self.api();
         eventually(&format!("no {} {name}", K::kind(&())), || async {
             api.get_opt(name)
