@@ -98,6 +98,11 @@ impl Machine {
 /// Kills a process, as the kernel does when memory is short.
 pub fn kill(pid: u32) {
     e2e::process::signal(pid, rustix::process::Signal::KILL).unwrap();
+    wait_until_dead(pid);
+}
+
+/// The signal is only the beginning: a namespace's first process, say, waits for all others in it.
+fn wait_until_dead(pid: u32) {
     let process = Path::new("/proc").join(pid.to_string());
     let deadline = Instant::now() + Duration::from_secs(10);
     while fs::read_to_string(process.join("status")).is_ok_and(|status| !status.contains("State:\tZ")) {
@@ -113,9 +118,11 @@ pub fn kill_everything_of_the_cluster() {
         .into_iter()
         .filter(|process| is_of_the_cluster(process));
     let marked = marked.filter_map(|process| process.file_name()?.to_str()?.parse().ok());
-    for pid in marked.chain(in_pods) {
-        e2e::process::signal(pid, rustix::process::Signal::KILL).unwrap();
+    let all: Vec<u32> = marked.chain(in_pods).collect();
+    for pid in &all {
+        e2e::process::signal(*pid, rustix::process::Signal::KILL).unwrap();
     }
+    all.into_iter().for_each(wait_until_dead);
 }
 
 fn processes_below(cgroup: &Path) -> Vec<u32> {
